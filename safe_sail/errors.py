@@ -1,0 +1,143 @@
+"""Every exception that Safe-SAIL raises on purpose. One class per condition a caller may treat differently.
+
+SafeSailError
+├── BadInput                      what the caller gave cannot be used
+│   ├── BadSite                   a text is not the name of a site, or the site does not exist in this model
+│   ├── BadSettings               a setting is outside its range
+│   ├── BadRecord                 a record's fields contradict each other
+│   ├── BadText                   no text, an empty text, or a text without content tokens
+│   ├── SequenceTooLong           a text has more tokens than the model accepts
+│   ├── ChatTemplateMissing       chat text was asked of a tokenizer that has no chat template
+│   ├── EmptyConcept              a concept has no text, or texts of one class only
+│   ├── CorpusUnreadable          a corpus file is missing, empty or malformed
+│   └── EditRefused               an edit changed shape, dtype or its input in place, or has no meaning on this model
+├── ModelLoadError                a model folder or hub name cannot be loaded
+│   ├── FileMissing               a path or a needed file of a folder does not exist
+│   ├── UnsafeWeights             weights in a format that can run code (pickle) were refused
+│   ├── DamagedWeights            a safetensors file is truncated, or its tensors do not fit the configuration
+│   ├── UnknownArchitecture       the model class has no row in the architecture table
+│   ├── ArchitectureMismatch      a loaded model breaks an identity that its row promises
+│   └── DeviceUnavailable         a device was asked for that this machine lacks
+├── SaeLoadError                  an SAE cannot be loaded, or not for this model
+│   ├── SaeWidthMismatch          the SAE's input is not as wide as its site
+│   ├── SaeModelMismatch          the SAE was trained for another model
+│   └── SaeMetadataUnsupported    the SAE's metadata asks for something that cannot be honoured
+├── OrganismBehaviourError        a rebuilt model organism misses a behaviour bar, so nothing was written
+├── JudgeError                    a judge's reply could not be used
+└── StoreError                    the database
+    ├── NotFound                  no record has this key
+    ├── DatabaseUnreachable       the database cannot be opened or does not answer
+    └── SchemaOutOfDate           the database's revision is older or newer than this program
+"""
+
+
+class SafeSailError(Exception):
+    """Root of all errors raised on purpose; the message says what was expected, what came and what to do."""
+
+
+class BadInput(SafeSailError):
+    """What the caller gave cannot be used."""
+
+
+class BadSite(BadInput):
+    """A text is not the name of a site, or the site does not exist in this model."""
+
+
+class BadSettings(BadInput):
+    """A setting is outside its range."""
+
+
+class BadRecord(BadInput):
+    """A record's fields contradict each other."""
+
+
+class BadText(BadInput):
+    """No text, an empty text, or a text without content tokens."""
+
+
+class SequenceTooLong(BadInput):
+    """A text has more tokens than the model accepts."""
+
+
+class ChatTemplateMissing(BadInput):
+    """Chat text was asked of a tokenizer that has no chat template."""
+
+
+class EmptyConcept(BadInput):
+    """A concept has no text, or texts of one class only."""
+
+
+class CorpusUnreadable(BadInput):
+    """A corpus file is missing, empty or malformed."""
+
+
+class EditRefused(BadInput):
+    """An edit changed shape, dtype or its input in place, or has no meaning on this model."""
+
+
+class ModelLoadError(SafeSailError):
+    """A model folder or hub name cannot be loaded."""
+
+
+class FileMissing(ModelLoadError):
+    """A path or a needed file of a folder does not exist."""
+
+
+class UnsafeWeights(ModelLoadError):
+    """Weights in a format that can run code (pickle) were refused."""
+
+
+class DamagedWeights(ModelLoadError):
+    """A safetensors file is truncated, or its tensors do not fit the configuration."""
+
+
+class UnknownArchitecture(ModelLoadError):
+    """The model class has no row in the architecture table."""
+
+
+class ArchitectureMismatch(ModelLoadError):
+    """A loaded model breaks an identity that its row promises."""
+
+
+class DeviceUnavailable(ModelLoadError):
+    """A device was asked for that this machine lacks."""
+
+
+class SaeLoadError(SafeSailError):
+    """An SAE cannot be loaded, or not for this model."""
+
+
+class SaeWidthMismatch(SaeLoadError):
+    """The SAE's input is not as wide as its site."""
+
+
+class SaeModelMismatch(SaeLoadError):
+    """The SAE was trained for another model."""
+
+
+class SaeMetadataUnsupported(SaeLoadError):
+    """The SAE's metadata asks for something that cannot be honoured."""
+
+
+class OrganismBehaviourError(SafeSailError):
+    """A rebuilt model organism misses a behaviour bar, so nothing was written."""
+
+
+class JudgeError(SafeSailError):
+    """A judge's reply could not be used."""
+
+
+class StoreError(SafeSailError):
+    """The database."""
+
+
+class NotFound(StoreError):
+    """No record has this key."""
+
+
+class DatabaseUnreachable(StoreError):
+    """The database cannot be opened or does not answer."""
+
+
+class SchemaOutOfDate(StoreError):
+    """The database's revision is older or newer than this program."""
