@@ -1,0 +1,359 @@
+"""Every result that leaves the library: frozen, keyword-only, validated, without torch.
+
+A record is what a paper's table would hold: it can be stored, served and compared without the model that made it.
+Numbers that were estimated are an `Estimate`: they carry their n and their interval.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Self
+
+from safe_sail.errors import BadRecord
+from safe_sail.sites import Site
+
+_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise BadRecord(message)
+
+
+def _require_slug(kind: str, slug: str) -> None:
+    _require(
+        _SLUG.fullmatch(slug) is not None,
+        f"{kind} `{slug}` is no slug; expected letters, digits, `.`, `_`, `-`, first a letter or a digit.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A number estimated from n observations, with its interval."""
+
+    value: float
+    """Point estimate; finite."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
+    n: int
+    """Number of independent observations (texts, pairs, contexts) behind it."""
+    level: float = 0.95
+    """Coverage that the interval aims at."""
+
+    def __post_init__(self) -> None:
+        _require(
+            all(math.isfinite(x) for x in (self.value, self.low, self.high)),
+            f"an estimate is finite; got {self.value} [{self.low}, {self.high}]. Leave an undefined score out.",
+        )
+        _require(self.low <= self.high, f"interval [{self.low}, {self.high}] runs backwards.")
+        _require(self.n > 0, f"an estimate needs at least one observation; got n={self.n}.")
+        _require(0 < self.level < 1, f"interval level lies between 0 and 1; got {self.level}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRef:
+    """One model and the sizes a reader needs to place a site, a head or a neuron in it."""
+
+    model_id: str
+    """Slug by which everything else names the model."""
+    architecture: str
+    """Hugging Face class, as `LlamaForCausalLM`."""
+    n_layers: int
+    n_heads: int
+    d_head: int
+    d_model: int
+    d_mlp: int
+    d_vocab: int
+    source: str
+    """Folder or hub name it was loaded from."""
+
+    def __post_init__(self) -> None:
+        _require_slug("model id", self.model_id)
+        for name in ("n_layers", "n_heads", "d_head", "d_model", "d_mlp", "d_vocab"):
+            _require(getattr(self, name) > 0, f"{name} of {self.model_id} must be positive; got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaeRef:
+    """One sparse autoencoder: where it comes from, and the model and site it was trained on."""
+
+    slug: str
+    """Our name of it, as `organism.resid_post.3.topk8-1024`; registry ids hold slashes and cannot serve in a path."""
+    release: str | None
+    """SAELens release, or None for a folder or file."""
+    sae_id: str
+    """Id inside the release, or the folder's or file's name."""
+    model_id: str | None
+    """Model it was trained for; None where its metadata is silent."""
+    site: Site
+    """Where it reads."""
+    d_in: int
+    """Width of what it reads."""
+    width: int
+    """Number of features, d_sae."""
+    architecture: str
+    """SAELens' name of it: standard, topk, jumprelu, gated, transcoder, ... or safe-sail-topk."""
+
+    def __post_init__(self) -> None:
+        _require_slug("SAE", self.slug)
+        _require(self.width > 0, f"SAE {self.slug} must have features; got width {self.width}.")
+        _require(self.d_in > 0, f"SAE {self.slug} must read something; got d_in {self.d_in}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaeFacts:
+    """How well an SAE reconstructs, measured on a stated number of tokens."""
+
+    sae: str
+    l0: float
+    """Mean number of active features per content token."""
+    explained_variance: float
+    """1 - residual variance / total variance over content tokens."""
+    ce_recovered: float
+    """(CE ablated - CE spliced) / (CE ablated - CE plain); 1 is perfect, ablated = site replaced by zero."""
+    dead_share: float
+    """Share of features that never fired on these tokens."""
+    n_tokens: int
+
+    def __post_init__(self) -> None:
+        _require(self.n_tokens > 0, f"facts of {self.sae} need tokens; got n_tokens={self.n_tokens}.")
+        _require(0 <= self.dead_share <= 1, f"dead share of {self.sae} lies in [0, 1]; got {self.dead_share}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class FeatureId:
+    """One feature of one SAE; written `slug/index`."""
+
+    sae: str
+    """Slug of the SAE."""
+    index: int
+    """Column of the encoder, counted from 0."""
+
+    def __post_init__(self) -> None:
+        _require_slug("SAE", self.sae)
+        _require(self.index >= 0, f"feature index of {self.sae} counts from 0; got {self.index}.")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Feature of its written form.
+
+        Raises:
+            BadRecord: the text is not `slug/index`.
+        """
+        slug, slash, index = text.rpartition("/")
+        _require(bool(slash) and index.isdecimal(), f"`{text}` is not a feature; expected `sae-slug/index`.")
+        return cls(sae=slug, index=int(index))
+
+    def __str__(self) -> str:
+        return f"{self.sae}/{self.index}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Concept:
+    """One safety concept and its place in the taxonomy: domain > category > concept."""
+
+    name: str
+    category: str
+    domain: str
+    harmful: bool
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name), "a concept needs a name; got an empty one.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConceptScore:
+    """How well one feature tells a concept's texts from others, on texts that did not choose the feature."""
+
+    feature: FeatureId
+    concept: str
+    auroc: Estimate
+    """Chance that a positive text's maximum activation exceeds a negative one's; n counts texts of both classes."""
+    rate_positive: float
+    """Share of positive texts on which the feature fires."""
+    rate_negative: float
+    """Share of negative texts on which the feature fires."""
+    rate_gap: Estimate
+    """rate_positive - rate_negative."""
+    n_positive: int
+    n_negative: int
+    q_value: float
+    """Two-sided Mann-Whitney p-value after Benjamini-Hochberg over all features of the SAE for this concept."""
+
+    def __post_init__(self) -> None:
+        for name in ("rate_positive", "rate_negative", "q_value"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} of {self.feature} lies in [0, 1]; got {value}.")
+        _require(self.n_positive > 0 and self.n_negative > 0, f"{self.feature}: both classes need texts.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaeScore:
+    """How specifically one SAE carries one concept: its best feature, chosen on one split and judged on another."""
+
+    sae: str
+    concept: str
+    best_feature: FeatureId
+    """Feature with the largest rate gap on the choosing split (ties: AUROC, then the lower index)."""
+    auroc: Estimate
+    """Of that feature on the judging split."""
+    rate_gap: Estimate
+    """Of that feature on the judging split."""
+    f1: Estimate
+    """F1 of "the feature fires" as a detector of the concept, on the judging split."""
+    control_rate_gap: Estimate
+    """The same procedure with shuffled labels, over several shuffles: what chance alone finds; n counts shuffles."""
+    n_specific: int
+    """Features with q_value below 0.05 and a rate gap above one half on the judging split."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """One piece of text on which a feature was observed."""
+
+    tokens: tuple[str, ...]
+    """The text, token by token, as the tokenizer writes each; white space is kept."""
+    token_ids: tuple[int, ...]
+    activations: tuple[float, ...]
+    """The feature's activation on each token, in SAE units, as float32 values."""
+    peak: int
+    """Position of the largest activation (ties: the first)."""
+    source_id: str
+    """Where the text comes from: document and window."""
+
+    def __post_init__(self) -> None:
+        n = len(self.tokens)
+        _require(
+            n > 0 and n == len(self.token_ids) == len(self.activations),
+            f"context {self.source_id}: as many tokens as ids and activations, at least one; got {n}, "
+            f"{len(self.token_ids)}, {len(self.activations)}.",
+        )
+        _require(
+            all(math.isfinite(a) for a in self.activations), f"context {self.source_id}: an activation is not finite."
+        )
+        _require(
+            0 <= self.peak < n and self.activations[self.peak] == max(self.activations),
+            f"context {self.source_id}: position {self.peak} does not hold the largest activation.",
+        )
+
+    @property
+    def peak_activation(self) -> float:
+        """Largest activation in the context."""
+        return self.activations[self.peak]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Histogram:
+    """Counts of positive activations between edges."""
+
+    edges: tuple[float, ...]
+    """Ascending; one more than counts."""
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.edges) == len(self.counts) + 1,
+            f"a histogram has one more edge than counts; got {len(self.edges)} and {len(self.counts)}.",
+        )
+        _require(all(a < b for a, b in zip(self.edges, self.edges[1:], strict=False)), "histogram edges must ascend.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopContexts:
+    """What a feature fires on: its top contexts and how often it fires at all."""
+
+    feature: FeatureId
+    contexts: tuple[Context, ...]
+    """Descending by peak activation (ties: source id); one entry a document window."""
+    n_tokens_seen: int
+    """Content tokens of the corpus; special and padding tokens do not count."""
+    density: float
+    """Share of content tokens on which the feature is positive."""
+    max_activation: float
+    histogram: Histogram | None
+    """None for a feature that never fired."""
+
+    def __post_init__(self) -> None:
+        _require(self.n_tokens_seen > 0, f"{self.feature}: no token was seen.")
+        _require(0 <= self.density <= 1, f"{self.feature}: density lies in [0, 1]; got {self.density}.")
+        peaks = [context.peak_activation for context in self.contexts]
+        _require(peaks == sorted(peaks, reverse=True), f"{self.feature}: contexts must descend by peak activation.")
+        _require(
+            len({context.source_id for context in self.contexts}) == len(self.contexts),
+            f"{self.feature}: a document window appears twice.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Explanation:
+    """What one explainer says a feature fires on."""
+
+    feature: FeatureId
+    text: str
+    explainer: str
+    """Model id of the explainer; `lexical` for the one that needs no model."""
+    prompt_version: str
+    """Changes whenever the prompt or the rule that wrote the text changes."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.text.strip()), f"{self.feature}: an empty explanation is a failure, not an explanation.")
+        _require(bool(self.explainer) and bool(self.prompt_version), f"{self.feature}: name explainer and version.")
+
+
+class JudgeMethod(StrEnum):
+    """How an explanation is judged."""
+
+    TOKEN_SIMULATION = "token_simulation"
+    """Pearson correlation of predicted and true activation over tokens."""
+    SEGMENT_SIMULATION = "segment_simulation"
+    """Phi coefficient of predicted and true activity over short segments."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExplanationScore:
+    """How well an explanation predicts its feature on contexts that the explainer never saw."""
+
+    feature: FeatureId
+    explainer: str
+    prompt_version: str
+    method: JudgeMethod
+    score: Estimate
+    """n counts contexts; the interval is over contexts."""
+    control: Estimate
+    """The same for explanations of other features: what any explanation would reach; n counts explanations."""
+    n_excluded: int
+    """Contexts left out because truth or prediction was constant there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunInfo:
+    """One run of a command: enough to run it again."""
+
+    run_id: str
+    command: str
+    seed: int
+    settings: Mapping[str, object]
+    """The command's settings, whole, as JSON values."""
+    git_commit: str | None
+    """None outside a git checkout; ends in `+changes` where files differed."""
+    versions: Mapping[str, str]
+    """Python and the packages that decide numbers."""
+    device: str
+    started: datetime
+    finished: datetime | None = None
+    """None while running, or where the run was killed."""
+
+    def __post_init__(self) -> None:
+        _require_slug("run id", self.run_id)
+        for name, moment in (("started", self.started), ("finished", self.finished)):
+            _require(moment is None or moment.tzinfo is not None, f"{name} of run {self.run_id} needs a time zone.")
+
+
+def highest_first(scores: Sequence[SaeScore]) -> list[SaeScore]:
+    """Scores by descending rate gap (ties: slug, then concept)."""
+    return sorted(scores, key=lambda s: (-s.rate_gap.value, s.sae, s.concept))
