@@ -1,0 +1,1 @@
+"""The commands of `safe-sail`: each reads options, loads, iterates and saves."""
