@@ -27,9 +27,7 @@ COMMANDS: dict[str, CommandRow] = {
     "demo": CommandRow("scripts.demo", "demo", "Main job on the embedded model organism."),
     "serve": CommandRow("scripts.serve", "serve", "Serve the database: REST and web page."),
     "migrate": CommandRow("scripts.migrate", "migrate", "Bring a database to this schema."),
-    "train-organism": CommandRow(
-        "scripts.train_organism", "train_organism", "Rebuild the model organism, checked."
-    ),
+    "train-organism": CommandRow("scripts.train_organism", "train_organism", "Rebuild the model organism, checked."),
 }
 
 
