@@ -16,8 +16,13 @@ def context(source_id: str, *activations: float) -> Context:
 
 def top(*contexts: Context) -> TopContexts:
     return TopContexts(
-        feature=FeatureId(sae="s", index=0), contexts=contexts, n_tokens_seen=9, density=0.5, max_activation=3.0, histogram=None
-    )  # fmt: skip
+        feature=FeatureId(sae="s", index=0),
+        contexts=contexts,
+        n_tokens_seen=9,
+        density=0.5,
+        max_activation=3.0,
+        histogram=None,
+    )
 
 
 def test_feature_id_reads_what_it_writes():
@@ -77,5 +82,12 @@ def test_an_empty_explanation_is_refused():
 def test_run_times_need_a_zone():
     with pytest.raises(BadRecord, match="time zone"):
         RunInfo(
-            run_id="r", command="demo", seed=0, settings={}, git_commit=None, versions={}, device="cpu", started=datetime(2026, 1, 1)
-        )  # fmt: skip
+            run_id="r",
+            command="demo",
+            seed=0,
+            settings={},
+            git_commit=None,
+            versions={},
+            device="cpu",
+            started=datetime(2026, 1, 1),
+        )
