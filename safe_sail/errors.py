@@ -24,6 +24,12 @@ SafeSailError
 │   └── SaeMetadataUnsupported    the SAE's metadata asks for something that cannot be honoured
 ├── OrganismBehaviourError        a rebuilt model organism misses a behaviour bar, so nothing was written
 ├── JudgeError                    a judge's reply could not be used
+├── LlmError                      a language model behind an endpoint cannot be asked
+│   ├── EndpointUnreachable       nothing answers at the endpoint, or not as an OpenAI-compatible server
+│   ├── EndpointRefused           the endpoint answers, but refuses this key or this model
+│   ├── BudgetExhausted           the next request could exceed the budget in tokens or in money
+│   ├── PriceUnknown              a budget in money was set for a model whose price is unknown
+│   └── BatchUnreadable           a batch file is missing, damaged or belongs to other requests
 └── StoreError                    the database
     ├── NotFound                  no record has this key
     ├── DatabaseUnreachable       the database cannot be opened or does not answer
@@ -125,6 +131,30 @@ class OrganismBehaviourError(SafeSailError):
 
 class JudgeError(SafeSailError):
     """A judge's reply could not be used."""
+
+
+class LlmError(SafeSailError):
+    """A language model behind an endpoint cannot be asked."""
+
+
+class EndpointUnreachable(LlmError):
+    """Nothing answers at the endpoint, or not as an OpenAI-compatible server."""
+
+
+class EndpointRefused(LlmError):
+    """The endpoint answers, but refuses this key or this model."""
+
+
+class BudgetExhausted(LlmError):
+    """The next request could exceed the budget in tokens or in money."""
+
+
+class PriceUnknown(LlmError):
+    """A budget in money was set for a model whose price is unknown."""
+
+
+class BatchUnreadable(LlmError):
+    """A batch file is missing, damaged or belongs to other requests."""
 
 
 class StoreError(SafeSailError):
