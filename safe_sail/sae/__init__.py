@@ -1,0 +1,1 @@
+"""Sparse autoencoders as live handles: loading, encoding, training."""
