@@ -1,0 +1,16 @@
+"""${message}
+
+A revision that rebuilds `explanation` in batch mode ends with `create_search(op.get_bind())`: see db/search.py.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+${imports if imports else ""}
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+branch_labels = ${repr(branch_labels)}
+depends_on = ${repr(depends_on)}
+
+
+def upgrade() -> None:
+    ${upgrades if upgrades else "pass"}

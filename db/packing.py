@@ -1,0 +1,125 @@
+"""Arrays and token texts as bytes, and back: what the packed columns hold.
+
+An array is kept as: type code (3 ASCII letters, little-endian), number of axes (1 byte), length of each axis (uint32),
+then the values in row order. Texts are JSON in UTF-8 with lone surrogates passed through: a tokenizer may write NUL or
+half a character, and no text type of PostgreSQL holds those.
+"""
+
+import json
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Dialect, LargeBinary
+from sqlalchemy.types import TypeDecorator
+
+from safe_sail.errors import BadRecord, DatabaseUnreachable
+
+_CODES = ("<f4", "<f8", "<i4", "<i8")
+_LIMITS = {"<i4": 2**31, "<i8": 2**63}
+
+
+def pack_array(array: NDArray[Any]) -> bytes:
+    """The array with its type and shape as bytes."""
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    assert little.dtype.str in _CODES
+    head = little.dtype.str.encode("ascii") + struct.pack(f"<B{little.ndim}I", little.ndim, *little.shape)
+    return head + little.tobytes()
+
+
+def unpack_array(data: bytes) -> NDArray[Any]:
+    """The array that `pack_array` wrote; read-only.
+
+    Raises:
+        DatabaseUnreachable: the bytes are damaged.
+    """
+    try:
+        code, n_axes = data[:3].decode("ascii"), data[3]
+        if code not in _CODES:
+            raise ValueError(f"unknown type code {code!r}")
+        shape = struct.unpack_from(f"<{n_axes}I", data, 4)
+        return np.frombuffer(data, np.dtype(code), offset=4 + 4 * n_axes).reshape(shape)
+    except (ValueError, IndexError, struct.error) as error:
+        raise DatabaseUnreachable(
+            f"a packed array of {len(data)} bytes is damaged ({error}); restore the database."
+        ) from error
+
+
+def to_array(values: Sequence[float], code: str) -> NDArray[Any]:
+    """One axis of values in the type of `code`; float32 rounds to nearest.
+
+    Raises:
+        BadRecord: a value does not fit the type.
+    """
+    limit = _LIMITS.get(code)
+    if limit is not None:
+        if any(not -limit <= value < limit for value in values):
+            raise BadRecord(f"an integer of the array {_shortened(values)} does not fit {8 * int(code[2])} bits.")
+        return np.array(values, np.dtype(code))
+    with np.errstate(over="ignore"):
+        array = np.array(values, np.dtype(code))
+    if not np.isfinite(array).all():
+        raise BadRecord(f"a number of the array {_shortened(values)} is too large for a {8 * int(code[2])}-bit float.")
+    return array
+
+
+def _shortened(values: Sequence[float]) -> str:
+    return str(list(values[:8]))[:-1] + (", ...]" if len(values) > 8 else "]")
+
+
+def pack_texts(texts: Sequence[str]) -> bytes:
+    """Texts of any characters as bytes."""
+    return json.dumps(list(texts), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def unpack_texts(data: bytes) -> list[str]:
+    """The texts that `pack_texts` wrote.
+
+    Raises:
+        DatabaseUnreachable: the bytes are damaged.
+    """
+    try:
+        texts = json.loads(data.decode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        raise DatabaseUnreachable(
+            f"packed texts of {len(data)} bytes are damaged ({error}); restore the database."
+        ) from error
+    assert isinstance(texts, list)
+    return texts
+
+
+def is_plain_text(text: str) -> bool:
+    """Whether a text column of both databases can hold the text: no NUL and no lone surrogate."""
+    return "\x00" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+class PackedArray(TypeDecorator[NDArray[Any]]):
+    """A column of arrays, kept as `pack_array` writes them."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: NDArray[Any] | None, dialect: Dialect) -> bytes | None:
+        """Array to bytes."""
+        return None if value is None else pack_array(value)
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> NDArray[Any] | None:
+        """Bytes to array."""
+        return None if value is None else unpack_array(value)
+
+
+class PackedTexts(TypeDecorator[list[str]]):
+    """A column of lists of texts, kept as `pack_texts` writes them."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: list[str] | None, dialect: Dialect) -> bytes | None:
+        """Texts to bytes."""
+        return None if value is None else pack_texts(value)
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> list[str] | None:
+        """Bytes to texts."""
+        return None if value is None else unpack_texts(value)

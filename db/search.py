@@ -1,0 +1,153 @@
+"""Full-text search over explanations: FTS5 on SQLite, a generated `tsvector` on PostgreSQL, one function for both.
+
+A query is words; every word must occur, and each may be the beginning of a longer one (`bomb` finds `bombs`). Case does
+not matter; nothing is stemmed and no word is too common. Everything that is no letter or digit separates words, so no
+text of a user reaches the database's query language.
+
+`create_search` builds what searching needs. **Every migration that rebuilds the table `explanation` must call it
+again**: Alembic's batch mode copies the table on SQLite and drops its triggers without a word, and the index would then
+stop following the table.
+"""
+
+import re
+from dataclasses import dataclass
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Text,
+    column,
+    false,
+    func,
+    literal_column,
+    select,
+    table,
+)
+from sqlalchemy.orm import Session
+
+from db import tables
+from db.lookup import find_sae
+from safe_sail.records import FeatureId
+
+SEARCH_OBJECTS = ("explanation_fts", "explanation_vector")
+"""Beginnings of the names of what `create_search` builds; the tables' metadata does not know them."""
+
+_MAX_WORDS = 16  # of a query; the rest is left out, so that a pasted page does not become a query of a thousand terms
+_MAX_WORD = 64
+_MAX_TEXT = 100_000  # characters of a text that are indexed on PostgreSQL, whose tsvector holds one megabyte
+
+# --------------------------------------------------------------------------------------------- 1. the index
+
+
+def create_search(connection: Connection) -> None:
+    """Builds the index, its triggers and their content anew; may be called any number of times."""
+    statements = _SQLITE if connection.dialect.name == "sqlite" else _POSTGRESQL
+    for statement in statements:
+        connection.exec_driver_sql(statement)
+
+
+_SQLITE = (
+    "DROP TRIGGER IF EXISTS explanation_fts_insert",
+    "DROP TRIGGER IF EXISTS explanation_fts_delete",
+    "DROP TRIGGER IF EXISTS explanation_fts_update",
+    """CREATE VIRTUAL TABLE IF NOT EXISTS explanation_fts USING fts5(
+    text, content='explanation', content_rowid='explanation_key', tokenize='unicode61 remove_diacritics 0')""",
+    """CREATE TRIGGER explanation_fts_insert AFTER INSERT ON explanation BEGIN
+    INSERT INTO explanation_fts(rowid, text) VALUES (new.explanation_key, new.text);
+END""",
+    """CREATE TRIGGER explanation_fts_delete AFTER DELETE ON explanation BEGIN
+    INSERT INTO explanation_fts(explanation_fts, rowid, text) VALUES ('delete', old.explanation_key, old.text);
+END""",
+    """CREATE TRIGGER explanation_fts_update AFTER UPDATE OF text, explanation_key ON explanation BEGIN
+    INSERT INTO explanation_fts(explanation_fts, rowid, text) VALUES ('delete', old.explanation_key, old.text);
+    INSERT INTO explanation_fts(rowid, text) VALUES (new.explanation_key, new.text);
+END""",
+    "INSERT INTO explanation_fts(explanation_fts) VALUES ('rebuild')",
+)
+
+_PUNCTUATION = (  # ASCII, Latin-1, General Punctuation, CJK punctuation; a regular expression of PostgreSQL
+    r"\u0001-\u002f\u003a-\u0040\u005b-\u0060\u007b-\u00a9\u00ab-\u00b1\u2000-\u206f\u3000-\u303f"
+)
+_POSTGRESQL = (
+    # punctuation becomes blanks first, as in a query: PostgreSQL's own parser would keep `a/b` or `x@y.z` as one word.
+    # Code points, not [:punct:]: what that means depends on the server's locale.
+    f"""ALTER TABLE explanation ADD COLUMN IF NOT EXISTS explanation_vector tsvector GENERATED ALWAYS AS (
+    to_tsvector('simple', regexp_replace(left(text, {_MAX_TEXT}), '[{_PUNCTUATION}]+', ' ', 'g'))) STORED""",
+    "CREATE INDEX IF NOT EXISTS explanation_vector_gin ON explanation USING gin (explanation_vector)",
+)
+
+# --------------------------------------------------------------------------------------------- 2. the query
+
+
+@dataclass(frozen=True, slots=True)
+class SearchHit:
+    """An explanation that matches."""
+
+    feature: FeatureId
+    explainer: str
+    prompt_version: str
+    text: str
+    relevance: float
+    """Higher is better; bm25 on SQLite, ts_rank on PostgreSQL, not to be compared between the two."""
+
+
+def words_of(query: str) -> list[str]:
+    """The words of a user's query: runs of letters and digits, at most 16 of at most 64 characters."""
+    return [word[:_MAX_WORD] for word in re.findall(r"[^\W_]+", query)[:_MAX_WORDS]]
+
+
+def search_features(session: Session, query: str, *, sae: str | None = None, limit: int = 50) -> list[SearchHit]:
+    """Explanations that hold every word of the query, best first (ties: first stored); none for a query without words.
+
+    Raises:
+        NotFound: no SAE has this slug.
+    """
+    sae_key = None if sae is None else find_sae(session, sae).sae_key
+    words = words_of(query)
+    if not words:
+        return []
+    row, owner = tables.ExplanationRow, tables.SaeRow
+    if _on_sqlite(session):
+        relevance: ColumnElement[float] = -func.bm25(_FTS.c.explanation_fts)
+    else:
+        relevance = func.ts_rank(_VECTOR, _postgresql_query(words))
+    found = select(owner.slug, row.feature_index, row.explainer, row.prompt_version, row.text, relevance)
+    found = found.select_from(row).join(owner, owner.sae_key == row.sae_key)
+    if _on_sqlite(session):
+        found = found.join(_FTS, _FTS.c.rowid == row.explanation_key).where(_fts_matches(words))
+    else:
+        found = found.where(matches(session, query))
+    if sae_key is not None:
+        found = found.where(row.sae_key == sae_key)
+    found = found.order_by(relevance.desc(), row.explanation_key).limit(limit)
+    return [
+        SearchHit(FeatureId(sae=slug, index=index), explainer, version, said, float(rank))
+        for slug, index, explainer, version, said, rank in session.execute(found)
+    ]
+
+
+def matches(session: Session, query: str) -> ColumnElement[bool]:
+    """Condition on `explanation`: its text holds every word of the query; nothing matches a query without words."""
+    words = words_of(query)
+    if not words:
+        return false()
+    if _on_sqlite(session):
+        return tables.ExplanationRow.explanation_key.in_(select(_FTS.c.rowid).where(_fts_matches(words)))
+    return _VECTOR.bool_op("@@")(_postgresql_query(words))
+
+
+_FTS = table("explanation_fts", column("rowid", Integer), column("explanation_fts", Text))
+_VECTOR: ColumnElement[str] = literal_column("explanation.explanation_vector")
+
+
+def _on_sqlite(session: Session) -> bool:
+    return session.get_bind().dialect.name == "sqlite"
+
+
+def _fts_matches(words: list[str]) -> ColumnElement[bool]:
+    return _FTS.c.explanation_fts.bool_op("MATCH")(" ".join(f'"{word}"*' for word in words))
+
+
+def _postgresql_query(words: list[str]) -> ColumnElement[str]:
+    return func.to_tsquery(literal_column("'simple'::regconfig"), " & ".join(f"'{word}':*" for word in words))

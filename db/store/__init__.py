@@ -1,0 +1,90 @@
+"""Records to rows and back: the only place where the two meet.
+
+- `saving`: `save_*`, each idempotent: the same key again replaces what was there, and the row names the newer run.
+- `loading`: `load_*`, and `features_done` for resuming.
+- `listing`: what the service shows in tables: `list_models`, `list_saes`, `list_features`.
+
+All take a session of `db.engine.reading` or `db.engine.writing`; none commits.
+"""
+
+from db.store.listing import (
+    FeatureFilter,
+    FeatureListing,
+    FeaturePage,
+    FeatureSort,
+    SaeListing,
+    list_features,
+    list_models,
+    list_saes,
+)
+from db.store.loading import (
+    Explained,
+    FeatureBundle,
+    FeatureKind,
+    Kept,
+    features_done,
+    list_concepts,
+    list_runs,
+    load_concept_scores,
+    load_explanation_scores,
+    load_explanations,
+    load_feature,
+    load_model,
+    load_run,
+    load_sae,
+    load_sae_facts,
+    load_sae_scores,
+    load_top_contexts,
+)
+from db.store.saving import (
+    finish_run,
+    save_concept_scores,
+    save_concepts,
+    save_explanation_scores,
+    save_explanations,
+    save_model,
+    save_run,
+    save_sae,
+    save_sae_facts,
+    save_sae_scores,
+    save_top_contexts,
+)
+
+__all__ = [
+    "Explained",
+    "FeatureBundle",
+    "FeatureFilter",
+    "FeatureKind",
+    "FeatureListing",
+    "FeaturePage",
+    "FeatureSort",
+    "Kept",
+    "SaeListing",
+    "features_done",
+    "finish_run",
+    "list_concepts",
+    "list_features",
+    "list_models",
+    "list_runs",
+    "list_saes",
+    "load_concept_scores",
+    "load_explanation_scores",
+    "load_explanations",
+    "load_feature",
+    "load_model",
+    "load_run",
+    "load_sae",
+    "load_sae_facts",
+    "load_sae_scores",
+    "load_top_contexts",
+    "save_concept_scores",
+    "save_concepts",
+    "save_explanation_scores",
+    "save_explanations",
+    "save_model",
+    "save_run",
+    "save_sae",
+    "save_sae_facts",
+    "save_sae_scores",
+    "save_top_contexts",
+]
