@@ -122,6 +122,8 @@ class LlmSettings:
     """SQLite file of earlier answers; None asks anew every time."""
     completion_field: str = "max_tokens"
     """Field that limits the answer: `max_tokens`, or `max_completion_tokens` for models that want it."""
+    temperature: float | None = 0.0
+    """Spread of the answers; None for models that accept no temperature."""
     allow_plain_http: bool = False
     """Whether a key may travel over http to another machine."""
 
