@@ -134,6 +134,7 @@ def _read_folder(path: Path, device: torch.device | str, dtype: torch.dtype) -> 
     if not config_path.is_file():
         raise FileMissing(f"`{path}` has no {CONFIG_FILE}; a SAELens folder holds it beside {WEIGHTS_FILE}.")
     config = _read_config(config_path)
+    _require_known_formula(path, config)
     try:
         with safe_open(weights_path, framework="pt") as file:
             names = set(file.keys())
@@ -153,6 +154,19 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     if not isinstance(config, dict) or not {"d_in", "d_sae"} <= config.keys():
         raise SaeMetadataUnsupported(f"`{path}` is no SAELens configuration; expected an object with d_in and d_sae.")
     return config
+
+
+def _require_known_formula(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuses what versions before 6 could ask for and SAELens now drops without a word."""
+    activation = config.get("activation_fn_str", config.get("activation_fn", "relu"))
+    if activation not in ("relu", "topk"):
+        raise SaeMetadataUnsupported(
+            f"`{path}` asks for the activation function `{activation}`; expected relu or topk."
+        )
+    if config.get("finetuning_scaling_factor"):
+        raise SaeMetadataUnsupported(
+            f"`{path}` asks for a finetuning_scaling_factor, which SAELens no longer applies; fold it into W_dec."
+        )
 
 
 # 3. let SAELens read
