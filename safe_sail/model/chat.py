@@ -10,9 +10,12 @@ sends that text, and a template that refuses or drops it is an error, never a si
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import Bool
 from jinja2.exceptions import TemplateError
+from torch import Tensor
 
 from safe_sail.errors import BadSettings, BadText, ChatTemplateMissing
+from safe_sail.model.tokens import TokenBatch, content_mask
 
 _PROBES = ("alpha", "Beta.", "7", "what?")
 """Instructions whose last characters have nothing in common, so that only the template's tokens can agree."""
@@ -83,7 +86,27 @@ def post_instruction_ids(tokenizer: Any, *, system: str | None = None) -> tuple[
     Source: Arditi et al. 2024, section 2.3 (post-instruction tokens), arXiv:2406.11717.
     """
     rows = chat_rows(tokenizer, _PROBES, system=system)
-    shared = 0
-    while shared < min(map(len, rows)) and len({row[-1 - shared] for row in rows}) == 1:
-        shared += 1
+    shared = _n_shared([row[::-1] for row in rows])
     return tuple(rows[0][len(rows[0]) - shared :])
+
+
+def instruction_mask(batch: TokenBatch, tokenizer: Any, *, system: str | None = None) -> Bool[Tensor, "batch seq"]:
+    """True at the instruction's own tokens in a batch of `chat_rows`: neither padding, nor special, nor the template's.
+
+    Raises:
+        ChatTemplateMissing: the tokenizer has no chat template.
+        BadSettings: the template refuses or drops the system message.
+    """
+    rows = chat_rows(tokenizer, _PROBES, system=system)
+    before, after = _n_shared(rows), _n_shared([row[::-1] for row in rows])
+    place = batch.position_ids
+    inside = (place >= before) & (place < batch.lengths[:, None] - after)
+    return inside & content_mask(batch, tokenizer)
+
+
+def _n_shared(rows: Sequence[Sequence[int]]) -> int:
+    """Number of ids that all rows have in common at their beginning."""
+    shared = 0
+    while shared < min(map(len, rows)) and len({row[shared] for row in rows}) == 1:
+        shared += 1
+    return shared
