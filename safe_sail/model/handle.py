@@ -160,7 +160,8 @@ class HookedModel:
     ) -> dict[Site, Tensor]:
         """Values at the sites, each [batch, seq, ...]; the pass stops after the deepest one.
 
-        Values are after edits at the same site, in the model's dtype, and not detached where grad is enabled.
+        Values are after edits at the same site, in the model's dtype, and where grad is enabled the model goes on from
+        them, so gradients reach them; `resid_mid` alone is a sum beside the model's own.
 
         Raises:
             BadSite: the model lacks a site.

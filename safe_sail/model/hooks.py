@@ -93,7 +93,9 @@ class _Visit:
         for site in self.sites:
             if site.kind is SiteKind.HEAD_OUT:
                 by_head = self._one(site, torch.unflatten(x, -1, self.head_shape))
-                x = by_head.flatten(-2) if site in self.work.edits else x
+                # with grad the model goes on from the captured view, or no gradient would reach it
+                if site in self.work.edits or by_head.requires_grad:
+                    x = by_head.flatten(-2)
             else:
                 x = self._one(site, x)
         return x
