@@ -1,0 +1,1 @@
+"""Features of sparse autoencoders: scored on concepts, seen in contexts, explained and judged."""
