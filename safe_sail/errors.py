@@ -22,6 +22,11 @@ SafeSailError
 │   ├── SaeWidthMismatch          the SAE's input is not as wide as its site
 │   ├── SaeModelMismatch          the SAE was trained for another model
 │   └── SaeMetadataUnsupported    the SAE's metadata asks for something that cannot be honoured
+├── DirectionError                a direction cannot be found, read or removed
+│   ├── NoDirection               no candidate passes the filters of the selection
+│   ├── DirectionDegenerate       a direction is zero, not finite, or depends on the others
+│   ├── RefusalTokensMissing      no first token of a reply tells refused prompts from answered ones
+│   └── OrthogonaliseRefused      editing the weights would not be the same as ablating the direction
 ├── OrganismBehaviourError        a rebuilt model organism misses a behaviour bar, so nothing was written
 ├── JudgeError                    a judge's reply could not be used
 ├── LlmError                      a language model behind an endpoint cannot be asked
@@ -123,6 +128,26 @@ class SaeModelMismatch(SaeLoadError):
 
 class SaeMetadataUnsupported(SaeLoadError):
     """The SAE's metadata asks for something that cannot be honoured."""
+
+
+class DirectionError(SafeSailError):
+    """A direction cannot be found, read or removed."""
+
+
+class NoDirection(DirectionError):
+    """No candidate passes the filters of the selection; the message says which filter took how many."""
+
+
+class DirectionDegenerate(DirectionError):
+    """A direction is zero, not finite, or depends on the others."""
+
+
+class RefusalTokensMissing(DirectionError):
+    """No first token of a reply tells refused prompts from answered ones."""
+
+
+class OrthogonaliseRefused(DirectionError):
+    """Editing the weights would not be the same as ablating the direction."""
 
 
 class OrganismBehaviourError(SafeSailError):
