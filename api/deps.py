@@ -1,0 +1,79 @@
+"""What routes ask for, as types: a session, the settings, parts of a path; and the check for unknown parameters."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, StringConstraints
+from sqlalchemy.orm import Session
+
+from api.settings import ServiceSettings
+from db.engine import reading
+
+
+def get_session(request: Request) -> Iterator[Session]:
+    """Session of one read transaction: a request sees one state of the database."""
+    with reading(request.app.state.engine) as session:
+        yield session
+
+
+async def get_settings(request: Request) -> ServiceSettings:
+    """Settings that the app was created with."""
+    settings = request.app.state.settings
+    assert isinstance(settings, ServiceSettings)
+    return settings
+
+
+# scope="function": the transaction ends before the answer is sent, so a slow client keeps no connection
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+SettingsDep = Annotated[ServiceSettings, Depends(get_settings)]
+
+SLUG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+SaeSlug = Annotated[
+    str, Path(pattern=SLUG_PATTERN, max_length=200, description="Slug of an SAE, as `/v1/saes` lists it.")
+]
+FeatureIndex = Annotated[int, Path(ge=0, description="Feature of the SAE, counted from 0; below its width.")]
+ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+RunIdentity = Annotated[str, Path(pattern=SLUG_PATTERN, max_length=200, description="Id of a run.")]
+
+
+async def refuse_unknown_parameters(request: Request) -> None:
+    """Refuses query parameters that the route lacks, and one given twice: a misspelt filter must not pass unseen.
+
+    Raises:
+        RequestValidationError: naming each such parameter.
+    """
+    route = request.scope["route"]
+    assert isinstance(route, APIRoute)
+    known = _known_parameters(route)
+    names = [name for name, _ in request.query_params.multi_items()]
+    errors = [
+        {
+            "type": "extra_forbidden" if name not in known else "given_twice",
+            "loc": ("query", name[:100]),
+            "msg": f"There is no such parameter; {_offered(known)}." if name not in known else "Given more than once.",
+            "input": request.query_params[name],
+        }
+        for name in sorted(set(names))
+        if name not in known or names.count(name) > 1
+    ]
+    if errors:
+        raise RequestValidationError(errors)
+
+
+def _known_parameters(route: APIRoute) -> frozenset[str]:
+    """Names of the route's own query parameters; a parameter that is a model stands for its fields."""
+    names: set[str] = set()
+    for field in route.dependant.query_params:
+        annotation = field.field_info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            names |= set(annotation.model_fields)
+        else:
+            names.add(field.alias)
+    return frozenset(names)
+
+
+def _offered(known: frozenset[str]) -> str:
+    return f"known are {', '.join(sorted(known))}" if known else "this address takes none"

@@ -1,0 +1,78 @@
+"""What happens to every request before and after its route: an id, the host check, security headers, the last catch.
+
+It is plain ASGI and the outermost layer, so that a refused host and an unexpected error carry the same headers.
+"""
+
+import re
+import time
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import BY_STATUS, logger, problem_response, unexpected
+
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+    "object-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestFrame:
+    """ASGI layer around the whole app."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: tuple[str, ...]) -> None:
+        self.app = app
+        self.allowed_hosts = frozenset(allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; other scopes (lifespan) pass through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _CLIENT_ID.fullmatch(given) else uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = time.perf_counter()
+        status: int | None = None
+
+        async def send_framed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                out = MutableHeaders(scope=message)
+                out["X-Request-ID"] = request_id
+                for name, value in SECURITY_HEADERS.items():
+                    out.setdefault(name, value)
+            await send(message)
+
+        request = Request(scope, receive)
+        host = _without_port(headers.get("host", ""))
+        if host not in self.allowed_hosts:
+            detail = f"Host `{host[:100]}` is not one of {', '.join(sorted(self.allowed_hosts))}."
+            await problem_response(request, BY_STATUS[421], detail)(scope, receive, send_framed)
+            return
+        try:
+            await self.app(scope, receive, send_framed)
+        except Exception as error:
+            if status is not None:  # the answer has begun: nothing true can be added to it
+                raise
+            await unexpected(request, error)(scope, receive, send_framed)
+        duration_ms = (time.perf_counter() - started) * 1000
+        logger.debug("%s %s %s %s %.1f ms", request_id, request.method, request.url.path, status, duration_ms)
+
+
+def _without_port(host: str) -> str:
+    """Host name of a Host header in lower case; an IPv6 address without its brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()

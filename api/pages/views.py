@@ -1,0 +1,49 @@
+"""What the templates show, gathered from the store: rows of the overview, runs behind a feature, addresses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from sqlalchemy.orm import Session
+
+from db.store import FeatureBundle, SaeListing, load_run
+from safe_sail.records import RunInfo, SaeFacts, SaeRef, SaeScore
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaeLine:
+    """One SAE on the overview."""
+
+    sae: SaeRef
+    facts: SaeFacts | None
+    scores: Mapping[str, SaeScore]
+    """By concept."""
+    n_collected: int
+    n_explained: int
+
+
+def sae_line(listing: SaeListing) -> SaeLine:
+    """The line of one SAE."""
+    return SaeLine(
+        sae=listing.sae,
+        facts=None if listing.facts is None else listing.facts.record,
+        scores={kept.record.concept: kept.record for kept in listing.scores},
+        n_collected=listing.n_collected,
+        n_explained=listing.n_explained,
+    )
+
+
+def runs_behind(session: Session, bundle: FeatureBundle) -> list[RunInfo]:
+    """The runs that wrote any part of the bundle, newest first."""
+    ids = {kept.run_id for kept in bundle.concept_scores}
+    ids |= {kept.run_id for one in bundle.explanations for kept in (one.explanation, *one.scores)}
+    if bundle.top_contexts is not None:
+        ids.add(bundle.top_contexts.run_id)
+    runs = [load_run(session, run_id) for run_id in ids]
+    return sorted(runs, key=lambda run: (run.started, run.run_id), reverse=True)
+
+
+def address(path: str, parameters: Mapping[str, object | None]) -> str:
+    """Path with those parameters that are set."""
+    given = [(name, value) for name, value in parameters.items() if value not in (None, "")]
+    return f"{path}?{urlencode(given)}" if given else path

@@ -1,0 +1,55 @@
+"""What the service can be told, by argument or by `SAFE_SAIL_*` in the environment, which it reads nowhere else."""
+
+import ipaddress
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from safe_sail.errors import BadSettings
+
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+
+
+class ServiceSettings(BaseSettings):
+    """Settings of one service process; frozen, checked when made."""
+
+    model_config = SettingsConfigDict(env_prefix="SAFE_SAIL_", frozen=True, extra="forbid")
+
+    database_url: str = Field(
+        default="sqlite:///safe-sail.db",
+        description="Where results are kept: sqlite:///FILE or postgresql://USER@HOST/NAME.",
+    )
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on; loopback only, see `listens_on_loopback`."
+    )
+    port: int = Field(default=8420, ge=0, le=65535, description="Port to listen on; 0 lets the system choose one.")
+    allowed_hosts: tuple[str, ...] = Field(
+        default=LOOPBACK_NAMES,
+        description="Host names that a request may be addressed to, without port. A page of another site whose name "
+        "was made to point at this machine (DNS rebinding) is refused by it.",
+    )
+    default_limit: int = Field(default=50, ge=1, le=200, description="Items on one page of the web page's lists.")
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _lower_case(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name.lower().strip("[]") for name in names)
+
+    @model_validator(mode="after")
+    def _loopback_only(self) -> Self:
+        if not listens_on_loopback(self.host):
+            raise BadSettings(
+                f"host {self.host!r} is not a loopback address. Everything stored would be readable by whoever reaches "
+                f"this machine, and the service has no API keys yet; listen on 127.0.0.1 and forward the port instead, "
+                f"as in `ssh -L 8420:127.0.0.1:8420 HOST`."
+            )
+        return self
+
+
+def listens_on_loopback(host: str) -> bool:
+    """Whether a bind address can be reached from this machine alone; a name other than localhost counts as not."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -1,0 +1,47 @@
+"""A store filled by hand and a client of the service over it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.main import create_app
+from api.settings import ServiceSettings
+from db.engine import make_engine
+from db.migrate import upgrade
+from tests.api.seed import fill
+
+
+@pytest.fixture(scope="session")
+def database_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URL of the filled store; nothing writes to it after this."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('service') / 'store.db'}"
+    engine = make_engine(url)
+    upgrade(engine)
+    fill(engine)
+    engine.dispose()
+    return url
+
+
+@pytest.fixture(scope="session")
+def client(database_url: str) -> Iterator[TestClient]:
+    """Client of the service over the filled store."""
+    with client_of(database_url) as client:
+        yield client
+
+
+@pytest.fixture
+def empty_client(tmp_path: Path) -> Iterator[TestClient]:
+    """Client of the service over a store at the newest schema with nothing in it."""
+    url = f"sqlite:///{tmp_path / 'empty.db'}"
+    engine = make_engine(url)
+    upgrade(engine)
+    engine.dispose()
+    with client_of(url) as client:
+        yield client
+
+
+def client_of(url: str) -> TestClient:
+    """Client of the service over a database, addressed as a browser on this machine would."""
+    return TestClient(create_app(ServiceSettings(database_url=url)), base_url="http://127.0.0.1:8420")
