@@ -82,7 +82,7 @@ _MOE: dict[str, Any] = {
     "num_hidden_layers": 3,
     "num_experts": 4,
     "num_experts_per_tok": 2,
-    "moe_intermediate_size": 12,
+    "moe_intermediate_size": 16,
     "mlp_only_layers": [1],
 }
 
@@ -122,7 +122,7 @@ _BUILDERS: dict[str, Callable[[], torch.nn.Module]] = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_GQA, head_dim=12)),
     "qwen3_moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**_MOE, head_dim=12, norm_topk_prob=True)),
     "mixtral": lambda: MixtralForCausalLM(
-        MixtralConfig(**{**_GQA, "intermediate_size": 12}, num_local_experts=4, num_experts_per_tok=2)
+        MixtralConfig(**{**_GQA, "intermediate_size": 16}, num_local_experts=4, num_experts_per_tok=2)
     ),
     "gemma": lambda: GemmaForCausalLM(GemmaConfig(**_GQA, head_dim=12)),
     "gemma2": lambda: Gemma2ForCausalLM(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -78,15 +79,13 @@ def load_model(
             dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,
+            # mismatched keys come back in the loading info, which `_check_info` refuses by name
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
             **placement,
         )
     except SafetensorError as error:
         raise DamagedWeights(f"{source}: a safetensors file is damaged ({error}); fetch it again.") from error
-    except RuntimeError as error:
-        if "size mismatch" not in str(error) and "shape" not in str(error):
-            raise
-        raise DamagedWeights(f"{source}: weights do not fit config.json ({error}); fetch both again.") from error
     except OSError as error:
         raise _hub_error(source, error) from error
     if type(model).__name__ != row.class_name:
@@ -94,6 +93,7 @@ def load_model(
             f"{source}: config.json names `{row.class_name}`, transformers builds "
             f"`{type(model).__name__}`; they must agree."
         )
+    architecture_of(row.class_name, model.config)  # again: only now is the attention implementation decided
     _check_info(source, model, info)
     if device_map is None:
         model = model.to(device)
@@ -214,13 +214,19 @@ def _indexed(index: Path) -> list[str]:
 def _config(source: str) -> Any:
     if Path(source).is_dir():
         try:
-            json.loads((Path(source) / "config.json").read_text())
+            fields = json.loads((Path(source) / "config.json").read_text())
         except ValueError as error:
             raise DamagedWeights(f"{source}/config.json is not JSON ({error}); fetch it again.") from error
+        if not isinstance(fields, dict):
+            raise DamagedWeights(
+                f"{source}/config.json: expected an object, got {type(fields).__name__}; fetch it again."
+            )
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError as error:
         raise _hub_error(source, error) from error
+    except StrictDataclassError as error:
+        raise DamagedWeights(f"{source}/config.json does not hold together ({error}).") from error
     except (ValueError, KeyError) as error:
         if "trust_remote_code" not in str(error) and "model type" not in str(error) and "model_type" not in str(error):
             raise DamagedWeights(f"{source}/config.json does not hold together ({error}).") from error

@@ -124,6 +124,27 @@ def test_query_and_key_views_give_the_attention_pattern(family: str, tiny_models
     torch.testing.assert_close(scores.softmax(dim=-1), pattern, **CLOSE)
 
 
+def test_alibi_is_added_once(tiny_models: TinyModels) -> None:
+    # transformers' eager path adds it twice and is refused at load; this is the path that is used
+    handle = tiny_models.handle("falcon_sequential")
+    batch = handle.batch(TEXTS[:1])
+    x = module_input(handle, batch, 0, handle.architecture.qkv[0])
+    views = weights.heads(handle, 0)
+    assert views.b_Q is not None
+    assert views.b_K is not None
+    assert views.b_V is not None
+    query = torch.einsum("bsm,hdm->bhsd", x, views.W_Q) + views.b_Q[:, None]
+    key = torch.einsum("bsm,hdm->bhsd", x, views.W_K) + views.b_K[:, None]
+    value = torch.einsum("bsm,hdm->bhsd", x, views.W_V) + views.b_V[:, None]
+    seq = x.shape[1]
+    slopes = torch.tensor([2.0 ** -(8 * (head + 1) / 4) for head in range(4)])  # Press et al. 2022, four heads
+    scores = (query @ key.mT + slopes[:, None, None] * torch.arange(seq)) * handle.dims.d_head**-0.5
+    scores = scores.masked_fill(torch.ones(seq, seq).triu(1).bool(), float("-inf"))
+    site = Site(SiteKind.HEAD_OUT, 0)
+    mixed = (scores.softmax(dim=-1) @ value).transpose(1, 2)
+    torch.testing.assert_close(mixed, handle.capture(batch, [site])[site], **CLOSE)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_zeroed_value_matrix_silences_its_heads_alone(family: str, tiny_models: TinyModels) -> None:
     surgery = tiny_models.fresh(family)
