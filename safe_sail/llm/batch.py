@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from safe_sail.errors import BadRecord, BatchUnreadable, BudgetExhausted, JudgeError
+from safe_sail.errors import BadRecord, BatchUnreadable, JudgeError
 from safe_sail.llm.account import Account
 from safe_sail.llm.budget import Budget
 from safe_sail.llm.endpoint import Reply, read_completion
@@ -60,9 +60,7 @@ def write_batch(
     if any(folder.glob("requests_*.jsonl")):
         raise BatchUnreadable(f"{folder} already holds request files: read their results, or choose another folder.")
     written = _as_lines(requests, settings)
-    budget = Budget.of(settings, price)
-    if budget.try_claim(written.bound) is None:
-        raise BudgetExhausted("the batch does not fit the budget.")
+    Budget.of(settings, price).try_claim(written.bound)  # nothing else is claimed: it fits or raises
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, lines in enumerate(_chunks(written.lines, max_requests)):
