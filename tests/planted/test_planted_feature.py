@@ -1,0 +1,161 @@
+"""A feature planted to fire on one token is found, judged and shown, and chance finds nothing."""
+
+import pytest
+import torch
+
+from safe_sail.errors import BadText, EmptyConcept
+from safe_sail.features.contexts import collect_contexts
+from safe_sail.features.score import ConceptTexts, LabelledTexts, score_saes, text_maxima
+from safe_sail.model.handle import HookedModel
+from safe_sail.model.tokens import special_ids
+from safe_sail.records import SaeRef
+from safe_sail.sae.form import SaeForm, SaeWeights
+from safe_sail.sae.handle import SAEHandle
+from safe_sail.settings import ContextSettings, ScoreSettings
+from safe_sail.sites import Site
+from tests.tiny import TinyModels
+
+SITE = Site.parse("embed")
+PLANTED, N_FEATURES = 3, 8
+WORDS = ["gate", "dog", "mat", "cat", "sea", "hat", "sun", "owl"]
+SETTINGS = ScoreSettings(n_bootstrap=200, n_shuffles=20, batch_size=5)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_models: TinyModels) -> HookedModel:
+    return tiny_models.handle("llama")
+
+
+@pytest.fixture(scope="module")
+def sae(model: HookedModel) -> SAEHandle:
+    """Feature 3 fires on the letter q alone; the others fire at random."""
+    generator = torch.Generator().manual_seed(1)
+    embedding = model.model.get_submodule(model.architecture.embed).weight.detach()
+    (q,) = model.tokenizer("q", add_special_tokens=False)["input_ids"]
+    weights = torch.randn(model.dims.d_model, N_FEATURES, generator=generator)
+    bias = -1.5 * (embedding @ weights).std(dim=0)
+    weights[:, PLANTED] = embedding[q]
+    products = embedding @ embedding[q]
+    others = torch.cat([products[:q], products[q + 1 :]]).max()
+    assert products[q] > others, "the planted token must read itself best"
+    bias[PLANTED] = -(products[q] + others) / 2
+    ref = SaeRef(
+        slug="planted",
+        release=None,
+        sae_id="x",
+        model_id=None,
+        site=SITE,
+        d_in=model.dims.d_model,
+        width=N_FEATURES,
+        architecture="standard",
+    )
+    filled = SaeWeights(W_enc=weights, b_enc=bias, W_dec=weights.T.contiguous(), b_dec=torch.zeros(model.dims.d_model))
+    return SAEHandle(ref, filled, SaeForm(activation="relu"))
+
+
+def labelled(seed: int, n: int = 40) -> LabelledTexts:
+    generator = torch.Generator().manual_seed(seed)
+    texts = []
+    for place in range(n):
+        order = torch.randperm(len(WORDS), generator=generator).tolist()
+        words = [WORDS[i] for i in order[:4]]
+        if place % 2 == 0:
+            words[place % 4] = "q"
+        texts.append(" ".join(words) + f" {place}")
+    return LabelledTexts(tuple(texts), tuple(place % 2 == 0 for place in range(n)))
+
+
+def test_planted_feature_wins_with_a_perfect_score(model: HookedModel, sae: SAEHandle):
+    concept = ConceptTexts("q", labelled(1), labelled(2))
+    (result,) = score_saes(
+        model, [sae], [concept], settings=SETTINGS, generator=torch.Generator().manual_seed(0), as_chat=False
+    )
+    assert result.score.best_feature.index == PLANTED
+    assert result.score.rate_gap.value == 1
+    assert result.score.auroc.value == 1
+    assert result.score.f1.value == 1
+    assert result.score.rate_gap.n == 40
+    assert result.features[0].q_value < 0.001
+    assert abs(result.score.control_rate_gap.value) < 0.2
+    assert result.score.control_rate_gap.high < 0.6
+
+
+def test_shuffled_labels_give_no_specific_feature(model: HookedModel, sae: SAEHandle):
+    generator = torch.Generator().manual_seed(0)
+    shuffled = []
+    for seed in (1, 2):
+        texts = labelled(seed)
+        order = torch.randperm(len(texts.texts), generator=generator).tolist()
+        shuffled.append(LabelledTexts(texts.texts, tuple(texts.is_positive[i] for i in order)))
+    concept = ConceptTexts("nothing", shuffled[0], shuffled[1])
+    (result,) = score_saes(model, [sae], [concept], settings=SETTINGS, generator=generator, as_chat=False)
+    assert result.score.n_specific == 0
+    assert result.score.rate_gap.low < 0.2
+
+
+def test_text_maxima_equal_a_loop_over_texts(model: HookedModel, sae: SAEHandle):
+    texts = list(labelled(3).texts)
+    maxima = text_maxima(model, [sae], texts, batch_size=7, as_chat=False)["planted"]
+    special = special_ids(model.tokenizer)
+    for row, text in enumerate(texts):
+        batch = model.batch([text])
+        keep = [place for place, token in enumerate(batch.token_ids[0].tolist()) if token not in special]
+        acts = sae.encode(model.capture(batch, [SITE])[SITE][0, keep])
+        torch.testing.assert_close(maxima[row], acts.amax(dim=0))
+
+
+def test_a_concept_without_a_class_is_refused(model: HookedModel, sae: SAEHandle):
+    texts = labelled(1)
+    one_class = LabelledTexts(texts.texts, (True,) * len(texts.texts))
+    with pytest.raises(EmptyConcept, match="both classes"):
+        list(
+            score_saes(
+                model, [sae], [ConceptTexts("q", texts, one_class)], settings=SETTINGS, generator=torch.Generator()
+            )
+        )
+
+
+def test_contexts_equal_a_collector_that_keeps_everything(model: HookedModel, sae: SAEHandle):
+    texts = [*labelled(4).texts, *labelled(5).texts]
+    settings = ContextSettings(n_contexts=6, n_bins=5, batch_size=9)
+
+    def batches():
+        for first in range(0, len(texts), settings.batch_size):
+            part = texts[first : first + settings.batch_size]
+            yield model.batch(part, source_ids=[str(first + i) for i in range(len(part))])
+
+    found = list(collect_contexts(model, [sae], batches, features={"planted": [PLANTED, 0, 5]}, settings=settings))
+    special = special_ids(model.tokenizer)
+    everything = []
+    for text in texts:
+        batch = model.batch([text])
+        ids = batch.token_ids[0]
+        acts = sae.encode(model.capture(batch, [SITE])[SITE][0])
+        acts[[i for i, token in enumerate(ids.tolist()) if token in special]] = 0
+        everything.append((ids.tolist(), acts))
+    n_content = sum(token not in special for ids, _ in everything for token in ids)
+    for one in found:
+        index = one.feature.index
+        values = torch.cat([acts[:, index] for _, acts in everything])
+        assert one.n_tokens_seen == n_content
+        assert one.density == pytest.approx(float((values > 0).sum()) / n_content)
+        assert one.max_activation == pytest.approx(float(values.max()), rel=1e-5)
+        peaks = sorted(((float(acts[:, index].max()), -i) for i, (_, acts) in enumerate(everything)), reverse=True)
+        expected = [str(-i) for peak, i in peaks[:6] if peak > 0]
+        assert {context.source_id for context in one.contexts} <= {str(i) for i in range(len(texts))}
+        assert [c.peak_activation for c in one.contexts] == pytest.approx([p for p, _ in peaks[:6] if p > 0], rel=1e-5)
+        assert len(one.contexts) == len(expected)
+        for context in one.contexts:
+            ids, acts = everything[int(context.source_id)]
+            assert list(context.token_ids) == ids
+            assert context.activations == pytest.approx(acts[:, index].tolist(), abs=1e-5)
+            assert "".join(context.tokens) == model.tokenizer.decode(ids)
+        assert one.histogram is not None
+        assert sum(one.histogram.counts) == int((values > 0).sum())
+        assert one.histogram.edges[-1] == pytest.approx(one.max_activation)
+    assert all("q" in "".join(context.tokens) for context in found[0].contexts)
+
+
+def test_contexts_need_content(model: HookedModel, sae: SAEHandle):
+    with pytest.raises(BadText, match="no content token"):
+        list(collect_contexts(model, [sae], list, features={"planted": [0]}, settings=ContextSettings()))
