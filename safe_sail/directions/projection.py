@@ -31,7 +31,8 @@ def unit(direction: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_mo
             f"expected finite directions longer than {MIN_NORM:g}; the shortest of {norms.numel()} has length "
             f"{float(norms.min()) if norms.numel() else 0.0:.3g}. Leave it out; at layer 0 every difference is zero."
         )
-    return wide / norms
+    scaled: Tensor = wide / norms
+    return scaled
 
 
 def orthonormal_basis(directions: Float[Tensor, "rank d_model"]) -> Float[Tensor, "rank d_model"]:
@@ -41,6 +42,8 @@ def orthonormal_basis(directions: Float[Tensor, "rank d_model"]) -> Float[Tensor
         DirectionDegenerate: a direction is zero or not finite, or they are linearly dependent.
     """
     rows = unit(directions)
+    basis: Tensor
+    triangle: Tensor
     basis, triangle = torch.linalg.qr(rows.T)
     # A unit row that keeps less than 1e-6 of its length next to the earlier ones is one of them, up to rounding.
     if rows.shape[0] == 0 or rows.shape[0] > rows.shape[1] or float(triangle.diagonal().abs().min()) < 1e-6:
@@ -48,7 +51,8 @@ def orthonormal_basis(directions: Float[Tensor, "rank d_model"]) -> Float[Tensor
             f"expected linearly independent directions; {rows.shape[0]} rows of {rows.shape[1]} coordinates span "
             f"fewer. Leave out the dependent ones."
         )
-    return (basis * triangle.diagonal().sign()).T
+    signs: Tensor = triangle.diagonal().sign()
+    return (basis * signs).T
 
 
 def ablate(x: Float[Tensor, "*axes d_model"], basis: Float[Tensor, "rank d_model"]) -> Float[Tensor, "*axes d_model"]:
