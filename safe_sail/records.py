@@ -354,6 +354,191 @@ class RunInfo:
             _require(moment is None or moment.tzinfo is not None, f"{name} of run {self.run_id} needs a time zone.")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Direction:
+    """A direction, or a subspace of several, in the residual stream that carries one behaviour."""
+
+    slug: str
+    """Our name of it, as `aligned.refusal`."""
+    model_id: str
+    site: Site
+    """Where it was read; addition writes there, ablation acts at every write."""
+    position: int
+    """Token it was read at, counted back from the prompt's end: -1 is the last."""
+    estimator: str
+    """raw, winsorised or standardised difference in means; or concepts or repeated, for a subspace."""
+    vectors: tuple[tuple[float, ...], ...]
+    """One row, the difference at its own length; or the orthonormal rows of a subspace, in the order of their effect."""
+
+    def __post_init__(self) -> None:
+        _require_slug("direction", self.slug)
+        _require(self.position < 0, f"{self.slug}: positions count back from -1; got {self.position}.")
+        widths = {len(row) for row in self.vectors}
+        _require(len(widths) == 1 and 0 not in widths, f"{self.slug}: needs rows of one width; got {sorted(widths)}.")
+        for row in self.vectors:
+            _require(all(math.isfinite(x) for x in row) and any(row), f"{self.slug}: a row is zero or not finite.")
+
+    @property
+    def rank(self) -> int:
+        """Number of rows: 1 for a single direction."""
+        return len(self.vectors)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DirectionCandidate:
+    """One cell of the selection table; scores are None where an earlier filter made them needless."""
+
+    position: int
+    layer: int
+    norm: float
+    """Length of the difference in means, in residual units."""
+    massive_ratio: float
+    """(largest coordinate deviation / median) / sqrt(d_model); above 0.3 one coordinate drowns the means."""
+    bypass: Estimate | None
+    """Refusal metric of harmful prompts with the candidate ablated, in logits; the interval is over prompts."""
+    induce: Estimate | None
+    """Refusal metric of harmless prompts with the candidate added, in logits."""
+    kl: Estimate | None
+    """KL(plain || ablated) on harmless prompts, in nats."""
+    reasons: tuple[str, ...]
+    """Filters that it failed; empty for one that may be chosen."""
+
+    def __post_init__(self) -> None:
+        _require(self.position < 0 <= self.layer, f"cell ({self.position}, {self.layer}): position < 0 <= layer.")
+        _require(math.isfinite(self.norm) and self.norm >= 0, f"a norm is finite, not negative; got {self.norm}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefusalToken:
+    """A first token of replies that tells refused prompts from answered ones."""
+
+    token_id: int
+    text: str
+    p_harmful: float
+    """Mean probability after harmful prompts."""
+    p_harmless: float
+    """Mean probability after harmless prompts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplyShares:
+    """What a model replies to prompts of one class under one intervention, judged over whole replies."""
+
+    intervention: str
+    """none, ablation, addition, subtraction, or random ablation, random addition, random subspace."""
+    prompts: str
+    """harmful or harmless, with the split."""
+    rank: int
+    """Directions in the intervention; 0 for none."""
+    n_draws: int
+    """Random draws averaged over; 1 for an intervention that is none."""
+    refusal: Estimate
+    """n counts prompts, for random draws prompts times draws; intervals are Wilson's, over draws where there are some."""
+    compliance: Estimate
+    degenerate: Estimate
+    """Broken text; neither refusal nor compliance."""
+
+    def __post_init__(self) -> None:
+        total = self.refusal.value + self.compliance.value + self.degenerate.value
+        _require(abs(total - 1) < 1e-6, f"shares of {self.intervention} on {self.prompts} sum to {total}, not 1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UtilityCost:
+    """What an intervention costs on texts it should leave alone."""
+
+    intervention: str
+    texts: str
+    """Name of the text set."""
+    cross_entropy: float
+    """Nats per predicted token."""
+    increase: Estimate
+    """Over no intervention, nats per token; the interval is over texts, paired."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankEffect:
+    """One point of a rank-effect curve: the first `rank` rows of a subspace are ablated."""
+
+    rank: int
+    shares: ReplyShares
+    """On harmful validation prompts."""
+    control: ReplyShares
+    """The same for random subspaces of this rank."""
+    bypass: float
+    """Mean refusal metric of harmful validation prompts, in logits."""
+    kl: Estimate
+    """KL(plain || ablated) on harmless validation prompts, in nats."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DirectionSearch:
+    """Everything a search for a refusal direction saw and concluded."""
+
+    slug: str
+    model_id: str
+    outcome: str
+    """single: one direction, confirmed by generation. subspace: several. none: neither passes."""
+    direction: Direction | None
+    """What the search ends with; None exactly when the outcome is none."""
+    coefficient: float
+    """Multiple of the direction that is added: the smallest that induces refusal in whole sentences on validation."""
+    reasons: tuple[str, ...]
+    """Why there is no single direction; empty where there is one."""
+    notes: tuple[str, ...]
+    """What a reader of the numbers must know, as sentences."""
+    prompt_prefix: str
+    """What the chat template puts before the instruction, a system prompt included."""
+    post_instruction: tuple[str, ...]
+    """Tokens of the template after the instruction: the positions of the candidates, -1 last."""
+    refusal_tokens: tuple[RefusalToken, ...]
+    n_prompts: Mapping[str, int]
+    """Prompts used, by class and split: after filtering by the refusal metric; `... given` counts before."""
+    candidates: tuple[DirectionCandidate, ...]
+    """Every position and layer, positions from the far end, layers upwards."""
+    winner: tuple[int, int] | None
+    """Position and layer that the published rule selects; None where the filters left none."""
+    lead: Estimate | None
+    """Bypass of the runner-up minus that of the winner, paired over prompts; an interval with 0 is inside the noise."""
+    confirmations: tuple[tuple[int, int, ReplyShares], ...]
+    """Position, layer and replies to harmful validation prompts of each candidate that was tried by generation."""
+    curves: Mapping[str, tuple[RankEffect, ...]]
+    """Rank-effect curves by the way the subspace was built; empty where a single direction was confirmed."""
+    n_launches: int
+    """Forward passes that scored the candidates."""
+    n_launches_naive: int
+    """Forward passes of the published loop over the same candidates and prompts."""
+
+    def __post_init__(self) -> None:
+        _require_slug("direction search", self.slug)
+        _require(self.outcome in ("single", "subspace", "none"), f"{self.slug}: unknown outcome {self.outcome}.")
+        _require(
+            (self.direction is None) == (self.outcome == "none"),
+            f"{self.slug}: outcome {self.outcome} and a direction of {self.direction and self.direction.rank} rows.",
+        )
+
+    @property
+    def lead_is_noise(self) -> bool:
+        """Whether the runner-up may be as good as the winner; True where the lead's interval holds 0."""
+        return self.lead is not None and self.lead.low <= 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DirectionEvaluation:
+    """What a direction does on prompts that neither made nor selected it."""
+
+    direction: str
+    """Slug of the direction."""
+    replies: tuple[ReplyShares, ...]
+    utility: tuple[UtilityCost, ...]
+    kl: Estimate
+    """KL(plain || ablated) on held-out harmless prompts, in nats, first reply token."""
+    weights_gap: float | None
+    """Largest difference of logits between ablation by hooks and by edited weights; None where the edit is refused."""
+    weights_note: str
+    """Why the weight edit was refused; empty where it was made."""
+
+
 def highest_first(scores: Sequence[SaeScore]) -> list[SaeScore]:
     """Scores by descending rate gap (ties: slug, then concept)."""
     return sorted(scores, key=lambda s: (-s.rate_gap.value, s.sae, s.concept))
