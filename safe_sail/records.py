@@ -368,7 +368,7 @@ class Direction:
     estimator: str
     """raw, winsorised or standardised difference in means; or concepts or repeated, for a subspace."""
     vectors: tuple[tuple[float, ...], ...]
-    """One row, the difference at its own length; or the orthonormal rows of a subspace, in the order of their effect."""
+    """One row, the difference at its own length; or the orthonormal rows of a subspace, in the order they are used."""
 
     def __post_init__(self) -> None:
         _require_slug("direction", self.slug)
@@ -430,10 +430,12 @@ class ReplyShares:
     """harmful or harmless, with the split."""
     rank: int
     """Directions in the intervention; 0 for none."""
+    n_prompts: int
     n_draws: int
-    """Random draws averaged over; 1 for an intervention that is none."""
+    """Random draws averaged over; 1 for an intervention that is not drawn."""
     refusal: Estimate
-    """n counts prompts, for random draws prompts times draws; intervals are Wilson's, over draws where there are some."""
+    """n counts prompts and the interval is Wilson's; of random interventions n counts draws and the interval is
+    Student's."""
     compliance: Estimate
     degenerate: Estimate
     """Broken text; neither refusal nor compliance."""
@@ -480,9 +482,13 @@ class DirectionSearch:
     outcome: str
     """single: one direction, confirmed by generation. subspace: several. none: neither passes."""
     direction: Direction | None
-    """What the search ends with; None exactly when the outcome is none."""
+    """What is ablated; None exactly when the outcome is none."""
+    added: Direction | None
+    """The single direction that is added: the one above where it is single; None where no candidate induces refusal."""
     coefficient: float
-    """Multiple of the direction that is added: the smallest that induces refusal in whole sentences on validation."""
+    """Multiple of `added` that is added: the smallest that induces refusal in whole sentences on validation prompts."""
+    induced: ReplyShares | None
+    """Replies to harmless validation prompts under that addition."""
     reasons: tuple[str, ...]
     """Why there is no single direction; empty where there is one."""
     notes: tuple[str, ...]
