@@ -174,7 +174,7 @@ class OpenAiClient:
         started = time.monotonic()
         messages = request.messages
         question = self._question(request, messages)
-        key = self._key(request, question)
+        key = None if self._cache is None else self._key(request, question)
         if (kept := self._from_cache(request, key)) is not None:
             return kept
         account = Account()
@@ -280,7 +280,8 @@ class OpenAiClient:
         body = request_body(request, messages, self._settings, with_schema=schema_honoured)
         schema_text = str(body.get("response_format", ""))
         bound = Usage(bound_tokens(messages, schema_text), request.max_tokens)
-        return _Question(body, bound, estimate_prompt(messages) + request.max_tokens)
+        paced = self._settings.tokens_per_minute is not None
+        return _Question(body, bound, estimate_prompt(messages) + request.max_tokens if paced else 0)
 
     def _backoff(self, question: _Question, n_failed: int) -> float:
         """Seconds before the next attempt: doubling, spread by up to a half so that requests do not return as one."""
@@ -296,9 +297,8 @@ class OpenAiClient:
             sample=request.sample,
         )
 
-    def _from_cache(self, request: ChatRequest, key: str) -> Answered | None:
-        kept = None if self._cache is None else self._cache.get(key)
-        if self._cache is None or kept is None:
+    def _from_cache(self, request: ChatRequest, key: str | None) -> Answered | None:
+        if self._cache is None or key is None or (kept := self._cache.get(key)) is None:
             return None
         try:
             reply = read_answer(kept.text, request, truncated=False)
@@ -314,8 +314,8 @@ class OpenAiClient:
             seconds=0.0,
         )
 
-    def _keep(self, request: ChatRequest, key: str, result: Reply) -> None:
-        if self._cache is None:
+    def _keep(self, request: ChatRequest, key: str | None, result: Reply) -> None:
+        if self._cache is None or key is None:
             return
         prompt, completion = result.usage or (None, None)
         answer = CachedAnswer(result.text, prompt, completion)
