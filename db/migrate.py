@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect
 
-from db.engine import database_name, translated, write_connection
+from db.engine import database_name, sqlite_file, translated, write_connection
 from db.tables import Base
 from safe_sail.errors import SchemaOutOfDate
 
@@ -55,11 +55,14 @@ def head_revision() -> str:
 
 
 def current_revision(engine: Engine) -> str | None:
-    """The database's revision; None where it has none.
+    """The database's revision; None where it has none or a SQLite file does not exist (it is not created).
 
     Raises:
         DatabaseUnreachable: the database cannot be opened.
     """
+    path = sqlite_file(engine)
+    if path is not None and not path.exists():
+        return None
     with translated(engine), engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
 

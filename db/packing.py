@@ -23,7 +23,7 @@ _LIMITS = {"<i4": 2**31, "<i8": 2**63}
 
 def pack_array(array: NDArray[Any]) -> bytes:
     """The array with its type and shape as bytes."""
-    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    little = np.asarray(array, array.dtype.newbyteorder("<"))
     assert little.dtype.str in _CODES
     head = little.dtype.str.encode("ascii") + struct.pack(f"<B{little.ndim}I", little.ndim, *little.shape)
     return head + little.tobytes()

@@ -38,7 +38,7 @@ from safe_sail.records import ModelRef, RunInfo, SaeRef
 from tests.db import strategies as some
 
 few = settings(
-    max_examples=40,
+    max_examples=25,
     derandomize=True,
     deadline=None,
     database=None,

@@ -1,0 +1,223 @@
+CREATE TABLE alembic_version (
+	version_num VARCHAR(32) NOT NULL,
+	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+);
+
+CREATE TABLE concept (
+	name TEXT NOT NULL,
+	category TEXT NOT NULL,
+	domain TEXT NOT NULL,
+	harmful BOOLEAN NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_concept PRIMARY KEY (name),
+	CONSTRAINT fk_concept_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE TABLE concept_score (
+	sae_key INTEGER NOT NULL,
+	feature_index INTEGER NOT NULL,
+	concept TEXT NOT NULL,
+	auroc DOUBLE NOT NULL,
+	auroc_low DOUBLE NOT NULL,
+	auroc_high DOUBLE NOT NULL,
+	auroc_n BIGINT NOT NULL,
+	auroc_level DOUBLE NOT NULL,
+	rate_positive DOUBLE NOT NULL,
+	rate_negative DOUBLE NOT NULL,
+	rate_gap DOUBLE NOT NULL,
+	rate_gap_low DOUBLE NOT NULL,
+	rate_gap_high DOUBLE NOT NULL,
+	rate_gap_n BIGINT NOT NULL,
+	rate_gap_level DOUBLE NOT NULL,
+	n_positive BIGINT NOT NULL,
+	n_negative BIGINT NOT NULL,
+	q_value DOUBLE NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_concept_score PRIMARY KEY (sae_key, feature_index, concept),
+	CONSTRAINT fk_concept_score_concept_concept FOREIGN KEY(concept) REFERENCES concept (name),
+	CONSTRAINT fk_concept_score_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT fk_concept_score_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index)
+);
+
+CREATE INDEX ix_concept_score_sae_key_concept_rate_gap ON concept_score (sae_key, concept, rate_gap);
+
+CREATE INDEX ix_concept_score_sae_key_feature_index_rate_gap ON concept_score (sae_key, feature_index, rate_gap);
+
+CREATE TABLE contexts (
+	sae_key INTEGER NOT NULL,
+	feature_index INTEGER NOT NULL,
+	lengths BLOB NOT NULL,
+	peaks BLOB NOT NULL,
+	token_ids BLOB NOT NULL,
+	activations BLOB NOT NULL,
+	tokens BLOB NOT NULL,
+	source_ids BLOB NOT NULL,
+	histogram_edges BLOB,
+	histogram_counts BLOB,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_contexts PRIMARY KEY (sae_key, feature_index),
+	CONSTRAINT fk_contexts_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT fk_contexts_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index)
+);
+
+CREATE TRIGGER explanation_fts_delete AFTER DELETE ON explanation BEGIN
+    INSERT INTO explanation_fts(explanation_fts, rowid, text) VALUES ('delete', old.explanation_key, old.text);
+END;
+
+CREATE TRIGGER explanation_fts_insert AFTER INSERT ON explanation BEGIN
+    INSERT INTO explanation_fts(rowid, text) VALUES (new.explanation_key, new.text);
+END;
+
+CREATE TRIGGER explanation_fts_update AFTER UPDATE OF text, explanation_key ON explanation BEGIN
+    INSERT INTO explanation_fts(explanation_fts, rowid, text) VALUES ('delete', old.explanation_key, old.text);
+    INSERT INTO explanation_fts(rowid, text) VALUES (new.explanation_key, new.text);
+END;
+
+CREATE TABLE explanation (
+	explanation_key INTEGER NOT NULL,
+	sae_key INTEGER NOT NULL,
+	feature_index INTEGER NOT NULL,
+	explainer TEXT NOT NULL,
+	prompt_version TEXT NOT NULL,
+	text TEXT NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_explanation PRIMARY KEY (explanation_key),
+	CONSTRAINT fk_explanation_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT fk_explanation_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index),
+	CONSTRAINT uq_explanation_sae_key_feature_index_explainer_prompt_version UNIQUE (sae_key, feature_index, explainer, prompt_version)
+);
+
+CREATE VIRTUAL TABLE explanation_fts USING fts5(
+    text, content='explanation', content_rowid='explanation_key', tokenize='unicode61 remove_diacritics 0');
+
+CREATE TABLE explanation_score (
+	explanation_key INTEGER NOT NULL,
+	method TEXT NOT NULL,
+	score DOUBLE NOT NULL,
+	score_low DOUBLE NOT NULL,
+	score_high DOUBLE NOT NULL,
+	score_n BIGINT NOT NULL,
+	score_level DOUBLE NOT NULL,
+	control DOUBLE NOT NULL,
+	control_low DOUBLE NOT NULL,
+	control_high DOUBLE NOT NULL,
+	control_n BIGINT NOT NULL,
+	control_level DOUBLE NOT NULL,
+	n_excluded BIGINT NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_explanation_score PRIMARY KEY (explanation_key, method),
+	CONSTRAINT fk_explanation_score_explanation_key_explanation FOREIGN KEY(explanation_key) REFERENCES explanation (explanation_key) ON DELETE CASCADE,
+	CONSTRAINT fk_explanation_score_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE TABLE feature (
+	sae_key INTEGER NOT NULL,
+	feature_index INTEGER NOT NULL,
+	n_tokens_seen BIGINT,
+	density DOUBLE,
+	max_activation DOUBLE,
+	n_contexts BIGINT,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_feature PRIMARY KEY (sae_key, feature_index),
+	CONSTRAINT fk_feature_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT fk_feature_sae_key_sae FOREIGN KEY(sae_key) REFERENCES sae (sae_key)
+);
+
+CREATE INDEX ix_feature_sae_key_density ON feature (sae_key, density);
+
+CREATE TABLE model (
+	model_id TEXT NOT NULL,
+	architecture TEXT NOT NULL,
+	n_layers BIGINT NOT NULL,
+	n_heads BIGINT NOT NULL,
+	d_head BIGINT NOT NULL,
+	d_model BIGINT NOT NULL,
+	d_mlp BIGINT NOT NULL,
+	d_vocab BIGINT NOT NULL,
+	source TEXT NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_model PRIMARY KEY (model_id),
+	CONSTRAINT fk_model_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE TABLE run (
+	run_id TEXT NOT NULL,
+	command TEXT NOT NULL,
+	seed BIGINT NOT NULL,
+	settings JSON NOT NULL,
+	git_commit TEXT,
+	versions JSON NOT NULL,
+	device TEXT NOT NULL,
+	started DATETIME NOT NULL,
+	finished DATETIME,
+	CONSTRAINT pk_run PRIMARY KEY (run_id)
+);
+
+CREATE INDEX ix_run_started ON run (started);
+
+CREATE TABLE sae (
+	sae_key INTEGER NOT NULL,
+	slug TEXT NOT NULL,
+	release TEXT,
+	sae_id TEXT NOT NULL,
+	model_id TEXT,
+	site TEXT NOT NULL,
+	d_in BIGINT NOT NULL,
+	width BIGINT NOT NULL,
+	architecture TEXT NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_sae PRIMARY KEY (sae_key),
+	CONSTRAINT fk_sae_model_id_model FOREIGN KEY(model_id) REFERENCES model (model_id),
+	CONSTRAINT fk_sae_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT uq_sae_slug UNIQUE (slug)
+);
+
+CREATE INDEX ix_sae_model_id ON sae (model_id);
+
+CREATE TABLE sae_facts (
+	sae_key INTEGER NOT NULL,
+	l0 DOUBLE NOT NULL,
+	explained_variance DOUBLE NOT NULL,
+	ce_recovered DOUBLE NOT NULL,
+	dead_share DOUBLE NOT NULL,
+	n_tokens BIGINT NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_sae_facts PRIMARY KEY (sae_key),
+	CONSTRAINT fk_sae_facts_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT fk_sae_facts_sae_key_sae FOREIGN KEY(sae_key) REFERENCES sae (sae_key)
+);
+
+CREATE TABLE sae_score (
+	sae_key INTEGER NOT NULL,
+	concept TEXT NOT NULL,
+	best_feature INTEGER NOT NULL,
+	auroc DOUBLE NOT NULL,
+	auroc_low DOUBLE NOT NULL,
+	auroc_high DOUBLE NOT NULL,
+	auroc_n BIGINT NOT NULL,
+	auroc_level DOUBLE NOT NULL,
+	rate_gap DOUBLE NOT NULL,
+	rate_gap_low DOUBLE NOT NULL,
+	rate_gap_high DOUBLE NOT NULL,
+	rate_gap_n BIGINT NOT NULL,
+	rate_gap_level DOUBLE NOT NULL,
+	f1 DOUBLE NOT NULL,
+	f1_low DOUBLE NOT NULL,
+	f1_high DOUBLE NOT NULL,
+	f1_n BIGINT NOT NULL,
+	f1_level DOUBLE NOT NULL,
+	control_rate_gap DOUBLE NOT NULL,
+	control_rate_gap_low DOUBLE NOT NULL,
+	control_rate_gap_high DOUBLE NOT NULL,
+	control_rate_gap_n BIGINT NOT NULL,
+	control_rate_gap_level DOUBLE NOT NULL,
+	n_specific BIGINT NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_sae_score PRIMARY KEY (sae_key, concept),
+	CONSTRAINT fk_sae_score_concept_concept FOREIGN KEY(concept) REFERENCES concept (name),
+	CONSTRAINT fk_sae_score_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT fk_sae_score_sae_key_sae FOREIGN KEY(sae_key) REFERENCES sae (sae_key)
+);
+
+CREATE INDEX ix_sae_score_concept ON sae_score (concept);
+
