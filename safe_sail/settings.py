@@ -44,6 +44,8 @@ class ContextSettings:
     """Documents of the organism's corpus; about 100,000 tokens, see docs/organism.md."""
     n_contexts: int = 20
     """Top contexts kept per feature; Neuronpedia and SAEBench keep as many."""
+    n_random: int = 40
+    """Windows drawn at random on which every feature is shown too; twice n_contexts, since half of them judge."""
     window: int = 64
     """Tokens in one context; the longest document of the organism has fewer."""
     batch_size: int = 64
@@ -54,6 +56,7 @@ class ContextSettings:
     def __post_init__(self) -> None:
         _at_least(self, 1, "n_documents", "batch_size", "n_bins")
         _at_least(self, 2, "n_contexts", "window")
+        _at_least(self, 0, "n_random")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

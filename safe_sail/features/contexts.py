@@ -3,8 +3,8 @@
 1. Every batch of windows passes once through the model, stopped at the deepest site, and through every SAE.
 2. Per feature a top-k buffer keeps the windows with the largest peaks, one entry a window; firing counts and the
    largest value are kept beside it. Nothing else is kept, so memory does not grow with the corpus.
-3. The kept windows pass through model and SAE again, for the activation on each of their tokens; and every positive
-   activation of the corpus falls into a histogram whose range step 1 found.
+3. In a second pass the kept windows give the activation on each of their tokens, as do a few windows drawn at random,
+   the same for all features; and every positive activation falls into a histogram whose range step 2 found.
 
 Special and padding tokens never count: they hold activation 0 in a context and are in no count.
 """
@@ -12,7 +12,7 @@ Special and padding tokens never count: they hold activation 0 in a context and 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,9 +30,17 @@ Progress = Callable[[int], None]
 """Called with the number of windows that have just been seen."""
 
 
+class Collected(NamedTuple):
+    """What one feature fires on, and what it does on texts that it did not choose."""
+
+    top: TopContexts
+    random: tuple[Context, ...]
+    """Windows drawn at random from the corpus, none of which is among the top ones; mostly silent."""
+
+
 @dataclass(slots=True)
 class _Found:
-    """What one SAE's chosen features have shown so far."""
+    """What the chosen features of one SAE have shown so far."""
 
     features: Tensor
     buffer: TopKBuffer
@@ -48,9 +56,10 @@ def collect_contexts(
     *,
     features: Mapping[str, Sequence[int]],
     settings: ContextSettings,
+    generator: torch.Generator,
     progress: Progress | None = None,
-) -> Iterator[TopContexts]:
-    """Top contexts of each chosen feature, SAE by SAE, features in the order given.
+) -> Iterator[Collected]:
+    """Top and random contexts of each chosen feature, SAE by SAE, features in the order given.
 
     `batches` yields the same windows each time it is called (it is called twice); `features` names, per SAE slug, the
     features to follow. A feature that never fires has no contexts and no histogram.
@@ -72,21 +81,38 @@ def collect_contexts(
     chosen = [sae for sae in saes if sae.ref.slug in found]
     if not chosen:
         return
-    n_tokens = _first_pass(model, chosen, batches(), found, progress)
-    contexts = _second_pass(model, chosen, batches(), found, progress)
+    seen = _first_pass(model, chosen, batches(), found, progress)
+    drawn = frozenset(torch.randperm(seen.n_windows, generator=generator)[: settings.n_random].tolist())
+    contexts = _second_pass(model, chosen, batches(), found, drawn, progress)
     for sae in chosen:
         slug, one = sae.ref.slug, found[sae.ref.slug]
         for row, index in enumerate(one.features.tolist()):
-            feature = FeatureId(sae=slug, index=index)
-            kept = sorted(contexts[slug, row], key=lambda context: (-context.peak_activation, context.source_id))
-            yield TopContexts(
-                feature=feature,
-                contexts=tuple(kept),
-                n_tokens_seen=n_tokens,
-                density=int(one.n_fired[row]) / n_tokens,
-                max_activation=float(one.maximum[row]),
-                histogram=_histogram(one, row),
+            kept = contexts[slug, row]
+            yield Collected(
+                TopContexts(
+                    feature=FeatureId(sae=slug, index=index),
+                    contexts=tuple(sorted(kept.top, key=lambda c: (-c.peak_activation, c.source_id))),
+                    n_tokens_seen=seen.n_tokens,
+                    density=int(one.n_fired[row]) / seen.n_tokens,
+                    max_activation=float(one.maximum[row]),
+                    histogram=_histogram(one, row),
+                ),
+                tuple(kept.random),
             )
+
+
+class _Seen(NamedTuple):
+    """Size of the corpus."""
+
+    n_windows: int
+    n_tokens: int
+
+
+class _Kept(NamedTuple):
+    """Contexts of one feature."""
+
+    top: list[Context]
+    random: list[Context]
 
 
 def _activations(
@@ -108,8 +134,8 @@ def _first_pass(
     batches: Iterable[TokenBatch],
     found: Mapping[str, _Found],
     progress: Progress | None,
-) -> int:
-    """Fills buffers, counts and maxima; the number of content tokens."""
+) -> _Seen:
+    """Fills buffers, counts and maxima; the size of the corpus."""
     n_tokens, n_windows = 0, 0
     for batch in batches:
         with torch.no_grad():
@@ -127,7 +153,7 @@ def _first_pass(
             progress(len(batch))
     if n_tokens == 0:
         raise BadText("the corpus has no content token; give some text.")
-    return n_tokens
+    return _Seen(n_windows, n_tokens)
 
 
 def _second_pass(
@@ -135,16 +161,17 @@ def _second_pass(
     saes: Sequence[SAEHandle],
     batches: Iterable[TokenBatch],
     found: Mapping[str, _Found],
+    drawn: frozenset[int],
     progress: Progress | None,
-) -> dict[tuple[str, int], list[Context]]:
-    """Histograms of everything, and the contexts of the kept windows by slug and row."""
+) -> dict[tuple[str, int], _Kept]:
+    """Histograms of everything, and the contexts of the kept and the drawn windows, by slug and row."""
     wanted: dict[int, list[tuple[str, int]]] = defaultdict(list)
     for slug, one in found.items():
         for row, sources in enumerate(one.buffer.sources.tolist()):
             for source in sources:
                 if source != NO_SOURCE:
                     wanted[source].append((slug, row))
-    contexts: dict[tuple[str, int], list[Context]] = defaultdict(list)
+    contexts: dict[tuple[str, int], _Kept] = defaultdict(lambda: _Kept([], []))
     n_windows = 0
     for batch in batches:
         with torch.no_grad():
@@ -152,8 +179,16 @@ def _second_pass(
         for slug, values in activations.items():
             _count_bins(found[slug], values)
         for place in range(len(batch)):
-            for slug, row in wanted.get(n_windows + place, ()):
-                contexts[slug, row].append(_context(model, batch, place, activations[slug][place, :, row]))
+            top = wanted.get(n_windows + place, [])
+            every = [(slug, row) for slug, one in found.items() for row in range(len(one.features))]
+            others = set(every) - set(top) if n_windows + place in drawn else set()
+            if not top and not others:
+                continue
+            text = _text(model, batch, place)
+            for slug, row in top:
+                contexts[slug, row].top.append(text.context(activations[slug][place, :, row]))
+            for slug, row in others:
+                contexts[slug, row].random.append(text.context(activations[slug][place, :, row]))
         n_windows += len(batch)
         if progress is not None:
             progress(len(batch))
@@ -189,14 +224,27 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _context(model: HookedModel, batch: TokenBatch, place: int, activations: Float[Tensor, " seq"]) -> Context:
+class _Text(NamedTuple):
+    """One window, ready to be shown beside any feature's activations."""
+
+    source_id: str
+    real: Bool[Tensor, " seq"]
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+
+    def context(self, activations: Float[Tensor, " seq"]) -> Context:
+        """The window with these activations."""
+        values = activations[self.real]
+        return Context(
+            tokens=self.tokens,
+            token_ids=self.token_ids,
+            activations=tuple(values.tolist()),
+            peak=int(values.argmax()),
+            source_id=self.source_id,
+        )
+
+
+def _text(model: HookedModel, batch: TokenBatch, place: int) -> _Text:
     real = batch.is_real[place].cpu()
     token_ids = batch.token_ids[place].cpu()[real].tolist()
-    values = activations[real]
-    return Context(
-        tokens=token_texts(model.tokenizer, token_ids),
-        token_ids=tuple(token_ids),
-        activations=tuple(values.tolist()),
-        peak=int(values.argmax()),
-        source_id=batch.source_ids[place],
-    )
+    return _Text(batch.source_ids[place], real, tuple(token_ids), token_texts(model.tokenizer, token_ids))

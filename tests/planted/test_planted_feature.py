@@ -124,7 +124,10 @@ def test_contexts_equal_a_collector_that_keeps_everything(model: HookedModel, sa
             part = texts[first : first + settings.batch_size]
             yield model.batch(part, source_ids=[str(first + i) for i in range(len(part))])
 
-    found = list(collect_contexts(model, [sae], batches, features={"planted": [PLANTED, 0, 5]}, settings=settings))
+    chosen = {"planted": [PLANTED, 0, 5]}
+    generator = torch.Generator().manual_seed(2)
+    collected = list(collect_contexts(model, [sae], batches, features=chosen, settings=settings, generator=generator))
+    found = [one.top for one in collected]
     special = special_ids(model.tokenizer)
     everything = []
     for text in texts:
@@ -154,8 +157,26 @@ def test_contexts_equal_a_collector_that_keeps_everything(model: HookedModel, sa
         assert sum(one.histogram.counts) == int((values > 0).sum())
         assert one.histogram.edges[-1] == pytest.approx(one.max_activation)
     assert all("q" in "".join(context.tokens) for context in found[0].contexts)
+    for one in collected:
+        top = {context.source_id for context in one.top.contexts}
+        drawn = {context.source_id for context in one.random}
+        assert not top & drawn
+        assert settings.n_random - len(top) <= len(drawn) <= settings.n_random
+        for context in one.random:
+            ids, acts = everything[int(context.source_id)]
+            assert list(context.token_ids) == ids
+            assert context.activations == pytest.approx(acts[:, one.top.feature.index].tolist(), abs=1e-5)
 
 
 def test_contexts_need_content(model: HookedModel, sae: SAEHandle):
     with pytest.raises(BadText, match="no content token"):
-        list(collect_contexts(model, [sae], list, features={"planted": [0]}, settings=ContextSettings()))
+        list(
+            collect_contexts(
+                model,
+                [sae],
+                list,
+                features={"planted": [0]},
+                settings=ContextSettings(),
+                generator=torch.Generator(),
+            )
+        )
