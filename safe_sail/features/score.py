@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from safe_sail.errors import EmptyConcept
+from safe_sail.data.concepts import ConceptDataset
+from safe_sail.errors import BadInput
 from safe_sail.features import separability
 from safe_sail.features.separability import FiringRates, RankStatistics
 from safe_sail.model.chat import instruction_mask
@@ -31,20 +32,11 @@ Progress = Callable[[int], None]
 """Called with the number of texts that have just been read."""
 
 
-class LabelledTexts(NamedTuple):
-    """Texts of one concept and texts without it."""
-
-    texts: tuple[str, ...]
-    is_positive: tuple[bool, ...]
-    """Whether the text at this place is about the concept."""
-
-
-class ConceptTexts(NamedTuple):
+class ConceptSplits(NamedTuple):
     """One concept's texts: those that choose a feature, and those that judge it."""
 
-    concept: str
-    choose: LabelledTexts
-    judge: LabelledTexts
+    choose: ConceptDataset
+    judge: ConceptDataset
 
 
 class SaeConceptResult(NamedTuple):
@@ -58,7 +50,7 @@ class SaeConceptResult(NamedTuple):
 def score_saes(
     model: HookedModel,
     saes: Sequence[SAEHandle],
-    concepts: Sequence[ConceptTexts],
+    concepts: Sequence[ConceptSplits],
     *,
     settings: ScoreSettings,
     generator: torch.Generator,
@@ -71,24 +63,29 @@ def score_saes(
     With `as_chat` texts are user turns of the chat template, and only the instruction's own tokens count.
 
     Raises:
-        EmptyConcept: a concept lacks texts of one class.
+        BadInput: the two splits of a concept share a text, or belong to two concepts.
         ChatTemplateMissing: `as_chat` and the tokenizer has no chat template.
     """
-    for concept in concepts:
-        for texts in (concept.choose, concept.judge):
-            n_positive = sum(texts.is_positive)
-            if len(texts.texts) != len(texts.is_positive) or not 0 < n_positive < len(texts.texts):
-                raise EmptyConcept(
-                    f"concept `{concept.concept}` needs texts of both classes to choose and to judge, one label each; "
-                    f"got {len(texts.texts)} texts, {len(texts.is_positive)} labels, {n_positive} positive."
-                )
-    every = list(dict.fromkeys(text for c in concepts for part in (c.choose, c.judge) for text in part.texts))
+    for splits in concepts:
+        _require_disjoint(splits)
+    every = list(dict.fromkeys(text for splits in concepts for part in splits for text in part.texts))
     row_of = {text: row for row, text in enumerate(every)}
     maxima = text_maxima(model, saes, every, batch_size=settings.batch_size, as_chat=as_chat, progress=progress)
     for sae in saes:
-        for concept in concepts:
-            parts = [_rows(maxima[sae.ref.slug], row_of, texts) for texts in (concept.choose, concept.judge)]
-            yield _score(sae, concept.concept, parts[0], parts[1], settings, n_features, generator)
+        for splits in concepts:
+            choose, judge = (_rows(maxima[sae.ref.slug], row_of, part) for part in splits)
+            yield _score(sae, splits.judge.concept, choose, judge, settings, n_features, generator)
+
+
+def _require_disjoint(splits: ConceptSplits) -> None:
+    choose, judge = splits
+    shared = set(choose.texts) & set(judge.texts)
+    if shared or choose.concept != judge.concept:
+        raise BadInput(
+            f"concept `{choose.concept}` is chosen on `{choose.split}` and judged on `{judge.split}` of "
+            f"`{judge.concept}`: expected one concept and no text in both, got {len(shared)} shared texts"
+            f"{f', as {min(shared)[:60]!r}' if shared else ''}. Divide the texts first (`ConceptDataset.divided`)."
+        )
 
 
 def text_maxima(
@@ -127,8 +124,8 @@ class _Part(NamedTuple):
     is_positive: Bool[Tensor, " text"]
 
 
-def _rows(values: Tensor, row_of: dict[str, int], texts: LabelledTexts) -> _Part:
-    return _Part(values[[row_of[text] for text in texts.texts]], torch.tensor(texts.is_positive))
+def _rows(values: Tensor, row_of: dict[str, int], part: ConceptDataset) -> _Part:
+    return _Part(values[[row_of[text] for text in part.texts]], torch.tensor(part.is_positive))
 
 
 def _score(

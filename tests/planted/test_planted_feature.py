@@ -1,11 +1,14 @@
 """A feature planted to fire on one token is found, judged and shown, and chance finds nothing."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from safe_sail.errors import BadText, EmptyConcept
+from safe_sail.data.concepts import ConceptDataset, LabelledText
+from safe_sail.errors import BadInput, BadText
 from safe_sail.features.contexts import collect_contexts
-from safe_sail.features.score import ConceptTexts, LabelledTexts, score_saes, text_maxima
+from safe_sail.features.score import ConceptSplits, score_saes, text_maxima
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import special_ids
 from safe_sail.records import SaeRef
@@ -53,20 +56,21 @@ def sae(model: HookedModel) -> SAEHandle:
     return SAEHandle(ref, filled, SaeForm(activation="relu"))
 
 
-def labelled(seed: int, n: int = 40) -> LabelledTexts:
+def labelled(seed: int, n: int = 40, concept: str = "q") -> ConceptDataset:
+    """Four words and a number that no other seed uses; every second text has the letter q for a word."""
     generator = torch.Generator().manual_seed(seed)
-    texts = []
+    rows = []
     for place in range(n):
         order = torch.randperm(len(WORDS), generator=generator).tolist()
         words = [WORDS[i] for i in order[:4]]
         if place % 2 == 0:
             words[place % 4] = "q"
-        texts.append(" ".join(words) + f" {place}")
-    return LabelledTexts(tuple(texts), tuple(place % 2 == 0 for place in range(n)))
+        rows.append(LabelledText(" ".join(words) + f" {seed} {place}", place % 2 == 0))
+    return ConceptDataset(concept=concept, domain="test", category="test", rows=tuple(rows), source="planted")
 
 
 def test_planted_feature_wins_with_a_perfect_score(model: HookedModel, sae: SAEHandle):
-    concept = ConceptTexts("q", labelled(1), labelled(2))
+    concept = ConceptSplits(labelled(1), labelled(2))
     (result,) = score_saes(
         model, [sae], [concept], settings=SETTINGS, generator=torch.Generator().manual_seed(0), as_chat=False
     )
@@ -84,10 +88,11 @@ def test_shuffled_labels_give_no_specific_feature(model: HookedModel, sae: SAEHa
     generator = torch.Generator().manual_seed(0)
     shuffled = []
     for seed in (1, 2):
-        texts = labelled(seed)
-        order = torch.randperm(len(texts.texts), generator=generator).tolist()
-        shuffled.append(LabelledTexts(texts.texts, tuple(texts.is_positive[i] for i in order)))
-    concept = ConceptTexts("nothing", shuffled[0], shuffled[1])
+        dataset = labelled(seed)
+        order = torch.randperm(len(dataset.rows), generator=generator).tolist()
+        rows = (row._replace(is_positive=dataset.is_positive[i]) for row, i in zip(dataset.rows, order, strict=True))
+        shuffled.append(dataclasses.replace(dataset, rows=tuple(rows)))
+    concept = ConceptSplits(shuffled[0], shuffled[1])
     (result,) = score_saes(model, [sae], [concept], settings=SETTINGS, generator=generator, as_chat=False)
     assert result.score.n_specific == 0
     assert result.score.rate_gap.low < 0.2
@@ -104,15 +109,11 @@ def test_text_maxima_equal_a_loop_over_texts(model: HookedModel, sae: SAEHandle)
         torch.testing.assert_close(maxima[row], acts.amax(dim=0))
 
 
-def test_a_concept_without_a_class_is_refused(model: HookedModel, sae: SAEHandle):
+def test_texts_that_choose_may_not_judge(model: HookedModel, sae: SAEHandle):
     texts = labelled(1)
-    one_class = LabelledTexts(texts.texts, (True,) * len(texts.texts))
-    with pytest.raises(EmptyConcept, match="both classes"):
-        list(
-            score_saes(
-                model, [sae], [ConceptTexts("q", texts, one_class)], settings=SETTINGS, generator=torch.Generator()
-            )
-        )
+    for splits in (ConceptSplits(texts, texts), ConceptSplits(texts, labelled(2, concept="another"))):
+        with pytest.raises(BadInput, match="no text in both"):
+            next(score_saes(model, [sae], [splits], settings=SETTINGS, generator=torch.Generator()))
 
 
 def test_contexts_equal_a_collector_that_keeps_everything(model: HookedModel, sae: SAEHandle):

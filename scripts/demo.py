@@ -1,0 +1,183 @@
+"""The main job on the embedded model organism: score its SAEs, show what their best features fire on, keep it all.
+
+safe-sail demo
+safe-sail demo --database postgresql://localhost/safe_sail --seed 3
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import torch
+import typer
+from sqlalchemy import Engine
+from tqdm import tqdm
+
+from db import store
+from db.engine import make_engine, writing
+from db.migrate import upgrade
+from safe_sail.features.baseline import Explained, explain_lexically
+from safe_sail.features.contexts import Collected, collect_contexts
+from safe_sail.features.score import ConceptSplits, SaeConceptResult, score_saes
+from safe_sail.model.handle import HookedModel
+from safe_sail.model.load import load_model
+from safe_sail.model.tokens import TokenBatch
+from safe_sail.organism.concept_data import concept_dataset, organism_concepts
+from safe_sail.organism.grammar import documents
+from safe_sail.organism.load import organism_path, organism_sae_paths
+from safe_sail.provenance import finish_run, start_run
+from safe_sail.records import ModelRef, RunInfo, SaeFacts
+from safe_sail.sae.facts import measure_facts
+from safe_sail.sae.handle import SAEHandle
+from safe_sail.sae.load import load_sae
+from safe_sail.settings import ContextSettings, DemoSettings
+from scripts.demo_report import print_report
+from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
+
+N_FACT_DOCUMENTS = 256
+"""Documents behind L0, explained variance and recovered cross-entropy: about 10,000 tokens."""
+
+
+def demo(
+    database: DatabaseUrl = DEFAULT_DATABASE,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    n_features: Annotated[int, typer.Option(min=1, help="Features explained per SAE.")] = DemoSettings().n_features,
+    as_json: AsJson = False,
+) -> None:
+    """Score the organism's SAEs on its safety concepts, explain their best features, and store everything."""
+    settings = DemoSettings(n_features=n_features)
+    engine = make_engine(database)
+    upgrade(engine)
+    model = load_model(organism_path("aligned"), device=device, dtype=torch.float32, model_id="organism-aligned")
+    saes = [
+        load_sae(path, slug=slug, device=device, expect_model_id=model.model_id, d_site=model.dims.d_model)
+        for slug, path in _watched(organism_sae_paths().items(), "loading SAEs")
+    ]
+    run = start_run("demo", settings=asdict(settings), seed=seed, device=str(model.device))
+    _save_subjects(engine, run, model, saes)
+    facts = _measure(engine, run, model, saes, settings.contexts)
+    results = _score(engine, run, model, saes, settings)
+    explained, collected = _explain(engine, run, model, saes, results, settings)
+    done = finish_run(run)
+    with writing(engine) as session:
+        assert done.finished is not None
+        store.finish_run(session, run.run_id, done.finished)
+    engine.dispose()
+    print_report(facts, [r.score for r in results], explained, collected, database=database, as_json=as_json)
+
+
+def _save_subjects(engine: Engine, run: RunInfo, model: HookedModel, saes: Sequence[SAEHandle]) -> None:
+    dims = model.dims
+    ref = ModelRef(
+        model_id=model.model_id,
+        architecture=model.architecture.class_name,
+        n_layers=dims.n_layers,
+        n_heads=dims.n_heads,
+        d_head=dims.d_head,
+        d_model=dims.d_model,
+        d_mlp=dims.d_mlp,
+        d_vocab=dims.d_vocab,
+        source="the embedded organism",
+    )
+    with writing(engine) as session:
+        store.save_run(session, run)
+        store.save_model(session, ref, run_id=run.run_id)
+        store.save_concepts(session, organism_concepts(), run_id=run.run_id)
+        for sae in saes:
+            store.save_sae(session, sae.ref, run_id=run.run_id)
+
+
+def _document_batches(model: HookedModel, n: int, settings: ContextSettings, seed: int) -> Iterator[TokenBatch]:
+    texts = sorted(
+        ((f"document {place}", text.text) for place, text in enumerate(documents(n, seed))),
+        key=lambda named: len(named[1]),
+    )
+    for first in range(0, n, settings.batch_size):
+        part = texts[first : first + settings.batch_size]
+        yield model.batch([text for _, text in part], source_ids=[name for name, _ in part])
+
+
+def _measure(
+    engine: Engine, run: RunInfo, model: HookedModel, saes: Sequence[SAEHandle], settings: ContextSettings
+) -> list[SaeFacts]:
+    # Another seed than the corpus of contexts, so that no figure is measured on texts that chose anything.
+    batches = list(_document_batches(model, N_FACT_DOCUMENTS, settings, run.seed + 1))
+    facts = measure_facts(model, saes, _watched(batches, "reconstruction"))
+    with writing(engine) as session:
+        for one in facts:
+            store.save_sae_facts(session, one, run_id=run.run_id)
+    return facts
+
+
+def _score(
+    engine: Engine, run: RunInfo, model: HookedModel, saes: Sequence[SAEHandle], settings: DemoSettings
+) -> list[SaeConceptResult]:
+    score, seed = settings.score, run.seed
+    concepts = [
+        ConceptSplits(
+            concept_dataset(concept.name, "train", n=score.n_choose, seed=seed),
+            concept_dataset(concept.name, "held_out", n=score.n_judge, seed=seed),
+        )
+        for concept in organism_concepts()
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    found = score_saes(model, saes, concepts, settings=score, generator=generator)
+    results = []
+    for result in _watched(found, "scoring SAEs", total=len(saes) * len(concepts)):
+        with writing(engine) as session:
+            store.save_sae_scores(session, [result.score], run_id=run.run_id)
+            store.save_concept_scores(session, result.features, run_id=run.run_id)
+        results.append(result)
+    return results
+
+
+def _explain(
+    engine: Engine,
+    run: RunInfo,
+    model: HookedModel,
+    saes: Sequence[SAEHandle],
+    results: Sequence[SaeConceptResult],
+    settings: DemoSettings,
+) -> tuple[list[Explained], list[Collected]]:
+    chosen = {sae.ref.slug: _chosen_features(sae.ref.slug, results, settings.n_features) for sae in saes}
+    generator = torch.Generator().manual_seed(run.seed)
+    batches = list(_document_batches(model, settings.contexts.n_documents, settings.contexts, run.seed))
+
+    def seen(n: int) -> None:
+        bar.update(n)
+
+    bar = tqdm(total=2 * settings.contexts.n_documents, desc="collecting contexts", unit="text", disable=None)
+    collected = list(
+        collect_contexts(
+            model,
+            saes,
+            lambda: batches,
+            features=chosen,
+            settings=settings.contexts,
+            generator=generator,
+            progress=seen,
+        )
+    )
+    bar.close()
+    explained: list[Explained] = []
+    for sae in saes:
+        of_sae = [one for one in collected if one.top.feature.sae == sae.ref.slug]
+        found = explain_lexically(of_sae, settings=settings.lexical, generator=generator)
+        explained += _watched(found, f"explaining {sae.ref.slug}", total=len(of_sae))
+    with writing(engine) as session:
+        store.save_top_contexts(session, [one.top for one in collected], run_id=run.run_id)
+        store.save_explanations(session, [e.explanation for e in explained if e.explanation], run_id=run.run_id)
+        store.save_explanation_scores(session, [e.score for e in explained if e.score], run_id=run.run_id)
+    return explained, collected
+
+
+def _chosen_features(slug: str, results: Sequence[SaeConceptResult], n: int) -> list[int]:
+    """The best feature of every concept first, then every concept's second best, and so on; at most n."""
+    lists = [result.features for result in results if result.score.sae == slug]
+    by_place = [features[place].feature.index for place in range(max(map(len, lists))) for features in lists]
+    return list(dict.fromkeys(by_place))[:n]
+
+
+def _watched(items: Iterable[Any], says: str, total: int | None = None) -> Iterator[Any]:
+    yield from tqdm(items, desc=says, total=total, leave=False, disable=None)

@@ -1,0 +1,140 @@
+"""What the demo found, as tables for people or JSON for programs."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from statistics import fmean, stdev
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from safe_sail.features.baseline import Explained
+from safe_sail.features.contexts import Collected
+from safe_sail.records import Context, Estimate, SaeFacts, SaeScore
+
+N_SHOWN = 10
+CONTEXT_TOKENS = 9
+"""Tokens shown on either side of the peak."""
+
+
+def print_report(
+    facts: Sequence[SaeFacts],
+    scores: Sequence[SaeScore],
+    explained: Sequence[Explained],
+    collected: Sequence[Collected],
+    *,
+    database: str,
+    as_json: bool,
+) -> None:
+    """Print which SAE carries the concepts, ten features of it, and what to type next."""
+    if as_json:
+        found = {
+            "facts": [asdict(one) for one in facts],
+            "scores": [asdict(one) for one in scores],
+            "explanations": [
+                {"feature": str(e.feature), "text": e.explanation and e.explanation.text, "failure": e.reason}
+                for e in explained
+            ],
+        }
+        print(json.dumps(found, indent=2))
+        return
+    console = Console(highlight=False, width=max(100, Console().width))
+    winner = _print_saes(console, facts, scores)
+    _print_features(console, winner, scores, explained, collected)
+    _print_next(console, explained, database)
+
+
+def _print_saes(console: Console, facts: Sequence[SaeFacts], scores: Sequence[SaeScore]) -> str:
+    concepts = sorted({score.concept for score in scores})
+    table = Table(
+        title=f"Which SAE carries the safety concepts? Mean over {len(concepts)} concepts", title_justify="left"
+    )
+    table.add_column("SAE", no_wrap=True)
+    for head in ("rate gap", "by chance", "F1", "AUROC", "specific", "L0", "expl. var.", "CE rec.", "dead"):
+        table.add_column(head, justify="right")
+    of = {one.sae: [score for score in scores if score.sae == one.sae] for one in facts}
+    ranked = sorted(facts, key=lambda one: -fmean(score.rate_gap.value for score in of[one.sae]))
+    for one in ranked:
+        mine = of[one.sae]
+        table.add_row(
+            one.sae,
+            _mean(s.rate_gap.value for s in mine),
+            f"{fmean(s.control_rate_gap.value for s in mine):+.2f}",
+            f"{fmean(s.f1.value for s in mine):.2f}",
+            f"{fmean(s.auroc.value for s in mine):.2f}",
+            f"{fmean(s.n_specific for s in mine):.1f}",
+            f"{one.l0:.1f}",
+            f"{one.explained_variance:.2f}",
+            f"{one.ce_recovered:.3f}",
+            f"{one.dead_share:.0%}",
+        )
+    console.print(table)
+    n = scores[0].rate_gap.n
+    console.print(
+        f"rate gap: how much oftener a concept's best feature fires on texts about it than on others, ± 1.96 standard "
+        f"errors\nover concepts; other texts chose it (n={n} judging texts a concept). by chance: shuffled labels.\n"
+    )
+    return ranked[0].sae
+
+
+def _print_features(
+    console: Console,
+    winner: str,
+    scores: Sequence[SaeScore],
+    explained: Sequence[Explained],
+    collected: Sequence[Collected],
+) -> None:
+    table = Table(title=f"What the best features of {winner} fire on", title_justify="left", show_lines=True)
+    table.add_column("concept / feature")
+    table.add_column("rate gap [95 %]", justify="right", no_wrap=True)
+    table.add_column("explanation (no LLM), and one context")
+    table.add_column("agrees [95 %]\nothers'", justify="right", no_wrap=True)
+    by_feature = {e.feature: e for e in explained}
+    contexts = {one.top.feature: one.top.contexts for one in collected}
+    best = sorted((s for s in scores if s.sae == winner), key=lambda s: -s.rate_gap.value)
+    for score in best[:N_SHOWN]:
+        found = by_feature[score.best_feature]
+        says = Text(found.explanation.text if found.explanation else f"not explained: {found.reason}")
+        if contexts[score.best_feature]:
+            says.append("\n")
+            says.append_text(highlighted(contexts[score.best_feature][0]))
+        agrees = f"{_interval(found.score.score)}\n{found.score.control.value:+.2f}" if found.score else "-"
+        table.add_row(f"{score.concept}\n#{score.best_feature.index}", _interval(score.rate_gap), says, agrees)
+    console.print(table)
+    console.print(
+        "agrees: correlation of predicted and true activation, on contexts the explanation was not made from;\n"
+        "below it the mean of other features' explanations.\n"
+    )
+
+
+def _print_next(console: Console, explained: Sequence[Explained], database: str) -> None:
+    failed = sum(e.explanation is None for e in explained)
+    unscored = sum(e.explanation is not None and e.score is None for e in explained)
+    option = "" if database == "sqlite:///safe-sail.db" else f" --database {database}"
+    console.print(
+        f"{len(explained) - failed} features explained, {failed} without explanation, {unscored} without score.\n"
+        f"All kept in {database}\nLook at them:  [bold]safe-sail serve{option}[/bold]   then open http://127.0.0.1:8420"
+    )
+
+
+def highlighted(context: Context) -> Text:
+    """The context around its peak; firing tokens are bold, the strongest reversed."""
+    first, last = max(0, context.peak - CONTEXT_TOKENS), context.peak + CONTEXT_TOKENS + 1
+    text = Text("… " if first else "")
+    for token, activation in zip(context.tokens[first:last], context.activations[first:last], strict=True):
+        share = activation / context.peak_activation if context.peak_activation > 0 else 0
+        style = "reverse bold" if share > 0.5 else "bold underline" if share > 0 else "dim"
+        text.append(token.replace("\n", "⏎"), style=style)
+    return text.append(" …" if last < len(context.tokens) else "")
+
+
+def _mean(values: Iterable[float]) -> str:
+    found = list(values)
+    error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.nan
+    return f"{fmean(found):.2f} ± {1.96 * error:.2f}"
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
