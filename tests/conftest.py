@@ -1,6 +1,7 @@
 """Fixtures for every test: no network, one thread, tiny models on disk."""
 
 import os
+from collections.abc import Callable
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,15 +20,18 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refuses every connection that would leave this machine."""
-    connect = socket.socket.connect
 
-    def guarded(self: socket.socket, address: Any) -> None:
-        host = address[0] if isinstance(address, tuple) else ""
-        if self.family != socket.AF_UNIX and host not in ("127.0.0.1", "::1", "localhost"):
-            raise OSError(f"tests have no network; a connection to {address} was asked for")
-        connect(self, address)
+    def guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
+        def local_only(self: socket.socket, address: Any) -> Any:
+            host = address[0] if isinstance(address, tuple) else ""
+            if self.family != socket.AF_UNIX and host not in ("127.0.0.1", "::1", "localhost"):
+                raise OSError(f"tests have no network; a connection to {address} was asked for")
+            return connect(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", guarded)
+        return local_only
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
 
 
 @pytest.fixture(scope="session")

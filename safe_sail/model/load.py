@@ -9,6 +9,7 @@
 """
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from safe_sail.model.verify import verify_model
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
-_HARMLESS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
+_HARMLESS = (".inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 """Buffers that older releases saved and the model computes."""
 
 
@@ -65,35 +66,21 @@ def load_model(
     source = str(path_or_name)
     is_folder = Path(source).exists() or isinstance(path_or_name, Path) or source.startswith((".", "/", "~"))
     if is_folder:
+        source = str(Path(source).expanduser())
         _check_folder(Path(source))
     config = _config(source)
     class_names = getattr(config, "architectures", None) or [f"(none named, model type {config.model_type})"]
-    row = architecture_of(class_names[0], config)
-    placement: dict[str, Any] = {"device_map": device_map} if device_map is not None else {}
-    if attn_implementation is not None:
-        placement["attn_implementation"] = attn_implementation
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=False,
-            use_safetensors=True,
-            # mismatched keys come back in the loading info, which `_check_info` refuses by name
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **placement,
-        )
-    except SafetensorError as error:
-        raise DamagedWeights(f"{source}: a safetensors file is damaged ({error}); fetch it again.") from error
-    except OSError as error:
-        raise _hub_error(source, error) from error
-    if type(model).__name__ != row.class_name:
+    architecture_of(class_names[0], config)
+    options: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
+    model, info = _from_pretrained(
+        source, config, {name: value for name, value in options.items() if value is not None}
+    )
+    if type(model).__name__ != class_names[0]:
         raise UnknownArchitecture(
-            f"{source}: config.json names `{row.class_name}`, transformers builds "
+            f"{source}: config.json names `{class_names[0]}`, transformers builds "
             f"`{type(model).__name__}`; they must agree."
         )
-    architecture_of(row.class_name, model.config)  # again: only now is the attention implementation decided
+    row = architecture_of(class_names[0], model.config)  # again: now the attention implementation is decided
     _check_info(source, model, info)
     if device_map is None:
         model = model.to(device)
@@ -103,10 +90,30 @@ def load_model(
             f"devices or a smaller dtype."
         )
     model.eval().requires_grad_(False)
-    handle = HookedModel(model, load_tokenizer(source), row, model_id=model_id or _name_of(source, is_folder))
+    name = model_id or (Path(source).resolve().name if is_folder else source)
+    handle = HookedModel(model, load_tokenizer(source), row, model_id=name)
     if verify:
         verify_model(handle)
     return handle
+
+
+def _from_pretrained(source: str, config: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            trust_remote_code=False,
+            use_safetensors=True,
+            # mismatched keys come back in the loading info, which `_check_info` refuses by name
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+    except SafetensorError as error:
+        raise DamagedWeights(f"{source}: a safetensors file is damaged ({error}); fetch it again.") from error
+    except OSError as error:
+        raise _hub_error(source, error) from error
+    return model, info
 
 
 def load_tokenizer(path_or_name: str | Path) -> Any:
@@ -114,12 +121,15 @@ def load_tokenizer(path_or_name: str | Path) -> Any:
 
     Raises:
         FileMissing: there is no tokenizer.
+        DamagedWeights: its file is not JSON.
     """
     source = str(path_or_name)
     if Path(source).is_dir() and not any((Path(source) / name).exists() for name in _TOKENIZER_FILES):
         raise FileMissing(
             f"{source}: expected a tokenizer ({', '.join(_TOKENIZER_FILES)}), found none; save it beside the weights."
         )
+    if (Path(source) / "tokenizer.json").is_file():
+        _read_object(Path(source) / "tokenizer.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except OSError as error:
@@ -129,10 +139,6 @@ def load_tokenizer(path_or_name: str | Path) -> Any:
     return tokenizer
 
 
-def _name_of(source: str, is_folder: bool) -> str:
-    return Path(source).resolve().name if is_folder else source
-
-
 def _check_placement(device: str | torch.device | None, dtype: torch.dtype, device_map: Any) -> None:
     if dtype not in _DTYPES:
         raise BadSettings(f"dtype: expected one of {', '.join(map(str, _DTYPES))}; got {dtype}.")
@@ -140,6 +146,8 @@ def _check_placement(device: str | torch.device | None, dtype: torch.dtype, devi
         raise BadSettings(
             f"expected either a device or a device map; got device={device!r}, device_map={device_map!r}."
         )
+    if device_map is not None and find_spec("accelerate") is None:
+        raise BadSettings("a device map needs the package accelerate: pip install 'safe-sail[accelerate]'.")
     wanted = [device] if device is not None else []
     if isinstance(device_map, dict):
         wanted = [place if not isinstance(place, int) else f"cuda:{place}" for place in device_map.values()]
@@ -211,16 +219,18 @@ def _indexed(index: Path) -> list[str]:
     return names
 
 
+def _read_object(path: Path) -> None:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedWeights(f"{path} is not JSON ({error}); fetch it again.") from error
+    if not isinstance(fields, dict):
+        raise DamagedWeights(f"{path}: expected a JSON object, got {type(fields).__name__}; fetch it again.")
+
+
 def _config(source: str) -> Any:
     if Path(source).is_dir():
-        try:
-            fields = json.loads((Path(source) / "config.json").read_text())
-        except ValueError as error:
-            raise DamagedWeights(f"{source}/config.json is not JSON ({error}); fetch it again.") from error
-        if not isinstance(fields, dict):
-            raise DamagedWeights(
-                f"{source}/config.json: expected an object, got {type(fields).__name__}; fetch it again."
-            )
+        _read_object(Path(source) / "config.json")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError as error:

@@ -179,10 +179,11 @@ def test_a_garbled_header_is_damaged(folder: Path) -> None:
         load(folder)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\x00"])
-def test_a_malformed_configuration_is_damaged(text: str, folder: Path) -> None:
-    (folder / "config.json").write_text(text)
-    with pytest.raises(DamagedWeights, match=r"config\.json"):
+def test_a_malformed_configuration_or_tokenizer_is_damaged(text: str, name: str, folder: Path) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(DamagedWeights, match=name.replace(".", r"\.")):
         load(folder)
 
 
