@@ -56,7 +56,8 @@ _DRIVERS = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg")
 
 def database_name(engine: Engine) -> str:
     """The engine's URL without its password, for messages."""
-    return engine.url.render_as_string(hide_password=True)
+    path = sqlite_file(engine)
+    return f"sqlite:///{path}" if path is not None else engine.url.render_as_string(hide_password=True)
 
 
 def sqlite_file(engine: Engine) -> Path | None:
@@ -168,7 +169,8 @@ def reading(engine: Engine) -> Iterator[Session]:
 def writing(engine: Engine) -> Iterator[Session]:
     """Session of one write transaction: committed at the end of the block, undone whole if the block raises.
 
-    One writer at a time on SQLite; a second waits up to 30 s. Do not nest.
+    One writer at a time on SQLite; a second waits up to 30 s. So compute outside the block, and save a long search in
+    portions. Do not nest.
 
     Raises:
         DatabaseUnreachable: the database cannot be opened, does not answer, is damaged, read-only, full, or kept by

@@ -5,8 +5,21 @@ from sqlalchemy.orm import Session
 
 from db import tables
 from db.packing import is_plain_text
-from safe_sail.errors import NotFound
+from safe_sail.errors import BadInput, NotFound
 from safe_sail.records import FeatureId
+
+MAX_PAGE = 1000
+"""Rows that one query answers at most."""
+
+
+def require_limit(limit: int) -> None:
+    """Refuses a number of rows that no query answers.
+
+    Raises:
+        BadInput: the limit is outside 1 to MAX_PAGE.
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        raise BadInput(f"a page has 1 to {MAX_PAGE} rows; got limit {limit}.")
 
 
 def find_sae(session: Session, slug: str) -> tables.SaeRow:

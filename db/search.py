@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from db import tables
-from db.lookup import find_sae
+from db.lookup import find_sae, require_limit
 from safe_sail.records import FeatureId
 
 SEARCH_OBJECTS = ("explanation_fts", "explanation_vector")
@@ -102,7 +102,9 @@ def search_features(session: Session, query: str, *, sae: str | None = None, lim
 
     Raises:
         NotFound: no SAE has this slug.
+        BadInput: the limit is outside 1 to 1000.
     """
+    require_limit(limit)
     sae_key = None if sae is None else find_sae(session, sae).sae_key
     words = words_of(query)
     if not words:

@@ -7,6 +7,7 @@ shows of these few features. A cursor holds the last row's sort value and index,
 import base64
 import binascii
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,15 +17,13 @@ from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from db import tables
-from db.lookup import find_sae, require_concept
+from db.lookup import find_sae, require_concept, require_limit
 from db.packing import is_plain_text
 from db.search import matches
 from db.store import rows
 from db.store.loading import Kept
 from safe_sail.errors import BadInput
 from safe_sail.records import ModelRef, SaeFacts, SaeRef, SaeScore
-
-MAX_PAGE = 1000
 
 # --------------------------------------------------------------------------------------------- models and SAEs
 
@@ -121,6 +120,12 @@ class FeatureFilter:
     text: str | None = None
     """Words that an explanation of the feature holds, as in `db.search`."""
 
+    def __post_init__(self) -> None:
+        for name in ("min_rate_gap", "min_auroc", "min_density", "max_density"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):  # the databases disagree on how NaN compares
+                raise BadInput(f"the filter `{name}` must be a finite number; got {value}.")
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureListing:
@@ -168,8 +173,7 @@ def list_features(
         NotFound: no SAE has this slug, or no concept this name.
         BadInput: the cursor is not one of this order, or the limit is outside 1 to 1000.
     """
-    if not 1 <= limit <= MAX_PAGE:
-        raise BadInput(f"a page has 1 to {MAX_PAGE} features; got limit {limit}.")
+    require_limit(limit)
     sae_key = find_sae(session, sae).sae_key
     if filters.concept is not None:
         require_concept(session, filters.concept)

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db import tables
-from db.lookup import find_feature, find_sae
+from db.lookup import find_feature, find_sae, require_limit
 from db.packing import is_plain_text
 from db.store import rows
 from safe_sail.errors import NotFound
@@ -77,8 +77,15 @@ def load_run(session: Session, run_id: str) -> RunInfo:
 
 
 def list_runs(session: Session, *, limit: int = 100) -> list[RunInfo]:
-    """Runs, newest first."""
-    found = session.scalars(select(tables.RunRow).order_by(tables.RunRow.started.desc()).limit(limit))
+    """Runs, newest first.
+
+    Raises:
+        BadInput: the limit is outside 1 to 1000.
+    """
+    require_limit(limit)
+    found = session.scalars(
+        select(tables.RunRow).order_by(tables.RunRow.started.desc(), tables.RunRow.run_id.desc()).limit(limit)
+    )
     return [rows.run_of(row) for row in found]
 
 

@@ -6,12 +6,14 @@ import pytest
 from sqlalchemy import Engine
 
 from db.engine import reading, writing
+from db.search import search_features
 from db.store import (
     FeatureFilter,
     FeatureListing,
     FeaturePage,
     FeatureSort,
     list_features,
+    list_runs,
     list_saes,
     save_concept_scores,
     save_explanation_scores,
@@ -141,6 +143,17 @@ def test_unknown_names_and_limits_are_refused(shared_engine: Engine) -> None:
         for limit in (0, -1, 1001):
             with pytest.raises(BadInput, match="1 to 1000"):
                 list_features(session, a.SAE, limit=limit)
+            with pytest.raises(BadInput, match="1 to 1000"):
+                search_features(session, "words", limit=limit)
+            with pytest.raises(BadInput, match="1 to 1000"):
+                list_runs(session, limit=limit)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["min_rate_gap", "min_auroc", "min_density", "max_density"])
+def test_a_bound_that_is_no_number_is_refused(name: str, value: float) -> None:
+    with pytest.raises(BadInput, match=f"`{name}` must be a finite number"):
+        FeatureFilter(**{name: value})
 
 
 def test_saes_are_listed_with_facts_scores_and_counts(engine: Engine) -> None:

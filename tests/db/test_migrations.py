@@ -11,6 +11,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import Connection, Engine, inspect, text
 
+import db.migrate
 import db.search
 from db.engine import make_engine, reading, write_connection, writing
 from db.migrate import current_revision, head_revision, require_head, upgrade
@@ -79,6 +80,17 @@ def test_a_database_of_a_newer_program_is_refused_and_left_alone(engine: Engine)
         with pytest.raises(SchemaOutOfDate, match="at revision 9999, which this program does not know"):
             use(engine)
     assert current_revision(engine) == "9999"
+
+
+def test_a_database_of_an_older_program_is_refused_until_it_is_migrated(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = "9999"
+    monkeypatch.setattr(db.migrate, "head_revision", lambda: newer)
+    with pytest.raises(
+        SchemaOutOfDate, match=f"is at revision 0001, this program needs {newer}; type `safe-sail migrate"
+    ):
+        require_head(engine)
 
 
 def test_tables_of_someone_else_are_refused_and_left_alone(empty: Engine) -> None:
