@@ -1,7 +1,7 @@
 """What does encoding a part of an SAE's features save, beside encoding all of them and taking the columns?
 
 Two AMD EPYC cores shared with other work, one thread, process time; Python 3.11.7, torch 2.13.0+cpu, sae-lens 6.54.12;
-2026-11-21. JumpReLU, random weights, float32, median of five interleaved repeats; spread (largest - smallest) in brackets.
+2026-11-21. JumpReLU, random weights, float32; median of five interleaved repeats (largest - smallest in brackets).
 
 | d_in | d_sae | features | tokens | SAELens, all + columns | ours, all + columns | ours, subset | SAELens / subset |
 |---|---|---|---|---|---|---|---|

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from safe_sail.errors import (
+    BadInput,
     DamagedWeights,
     FileMissing,
     SaeLoadError,
@@ -27,6 +28,7 @@ from safe_sail.errors import (
     SaeWidthMismatch,
     UnsafeWeights,
 )
+from safe_sail.model.load import check_device
 from safe_sail.sae.checkpoint import CheckpointForm, load_checkpoint
 from safe_sail.sae.form import SaeWeights
 from safe_sail.sae.handle import SAEHandle
@@ -65,7 +67,12 @@ def load_sae(
         SaeModelMismatch: it was trained for another model.
         SaeWidthMismatch: it reads another width than the site's.
         SaeLoadError: the registry has no such name, or the hub could not be reached.
+        DeviceUnavailable: this machine lacks the device.
+        BadInput: the type is no floating point type.
     """
+    check_device(device)
+    if not dtype.is_floating_point:
+        raise BadInput(f"an SAE computes in a floating point type; got {dtype}.")
     path = Path(source).expanduser()
     if path.is_dir():
         sae = _read_folder(path, device, dtype)

@@ -214,7 +214,10 @@ def _centring_of(metadata: Mapping[str, Any], site: Site, slug: str, notes: list
                 f"of the model as published are not what it expects."
             )
     if centre:
-        notes.append("Its input is centred over d_model: it was trained on a model with centred writing weights.")
+        notes.append(
+            "Its input is centred over d_model: it was trained on a model with centred writing weights, "
+            "which is possible where norms remove the mean."
+        )
     return centre
 
 

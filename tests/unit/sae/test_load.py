@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from safe_sail.errors import (
     BadInput,
     DamagedWeights,
+    DeviceUnavailable,
     FileMissing,
     SaeLoadError,
     SaeMetadataUnsupported,
@@ -356,3 +357,12 @@ def test_transcoder_that_does_not_say_where_it_writes_is_refused(tmp_path: Path)
     with pytest.raises(SaeMetadataUnsupported, match="does not say its hook_name_out; give `out_site`"):
         load_sae(tmp_path)
     assert load_sae(tmp_path, out_site=Site.parse("mlp_out.1")).is_transcoder
+
+
+def test_device_that_is_not_there_and_type_without_fractions_are_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+
+    with pytest.raises(DeviceUnavailable):
+        load_sae(tmp_path, device="cuda:99")
+    with pytest.raises(BadInput, match="floating point"):
+        load_sae(tmp_path, dtype=torch.int64)
