@@ -366,7 +366,7 @@ class Direction:
     position: int
     """Token it was read at, counted back from the prompt's end: -1 is the last."""
     estimator: str
-    """raw, winsorised or standardised difference in means; or concepts or repeated, for a subspace."""
+    """raw, projected, winsorised or standardised difference in means; or concepts or repeated, for a subspace."""
     vectors: tuple[tuple[float, ...], ...]
     """One row, the difference at its own length; or the orthonormal rows of a subspace, in the order they are used."""
 
@@ -474,6 +474,51 @@ class RankEffect:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DirectionTrial:
+    """One candidate tried by generation: ablated, on harmful validation prompts."""
+
+    position: int
+    layer: int
+    shares: ReplyShares
+    passed: bool
+    """Whether it left at most the allowed share of refusals and of broken text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DirectionSelection:
+    """The published selection over the candidates of one estimator, and whether replies confirm it."""
+
+    estimator: str
+    candidates: tuple[DirectionCandidate, ...]
+    """Every position and layer, positions from the far end, layers upwards."""
+    winner: tuple[int, int] | None
+    """Position and layer that the published rule selects; None where the filters left none."""
+    lead: Estimate | None
+    """Bypass of the runner-up minus that of the winner, paired over prompts; an interval with 0 is inside the noise."""
+    trials: tuple[DirectionTrial, ...]
+    """Candidates that were tried by generation, in the order of the rule."""
+    confirmed: tuple[int, int] | None
+    """The first that passed; another than the winner where the winner's replies still refuse."""
+    reason: str
+    """Why none was confirmed; empty where one was."""
+    n_launches: int
+    """Forward passes that scored the candidates."""
+    n_launches_naive: int
+    """Forward passes of the published loop over the same candidates and prompts."""
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.confirmed is None) == bool(self.reason),
+            f"{self.estimator}: a selection is confirmed or has a reason; got {self.confirmed} and `{self.reason}`.",
+        )
+
+    @property
+    def lead_is_noise(self) -> bool:
+        """Whether the runner-up may be as good as the winner: the lead's interval holds 0."""
+        return self.lead is not None and self.lead.low <= 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DirectionSearch:
     """Everything a search for a refusal direction saw and concluded."""
 
@@ -490,7 +535,7 @@ class DirectionSearch:
     induced: ReplyShares | None
     """Replies to harmless validation prompts under that addition."""
     reasons: tuple[str, ...]
-    """Why there is no single direction; empty where there is one."""
+    """Why earlier ways failed: one sentence for each estimator and subspace that was not confirmed."""
     notes: tuple[str, ...]
     """What a reader of the numbers must know, as sentences."""
     prompt_prefix: str
@@ -500,33 +545,17 @@ class DirectionSearch:
     refusal_tokens: tuple[RefusalToken, ...]
     n_prompts: Mapping[str, int]
     """Prompts used, by class and split: after filtering by the refusal metric; `... given` counts before."""
-    candidates: tuple[DirectionCandidate, ...]
-    """Every position and layer, positions from the far end, layers upwards."""
-    winner: tuple[int, int] | None
-    """Position and layer that the published rule selects; None where the filters left none."""
-    lead: Estimate | None
-    """Bypass of the runner-up minus that of the winner, paired over prompts; an interval with 0 is inside the noise."""
-    confirmations: tuple[tuple[int, int, ReplyShares], ...]
-    """Position, layer and replies to harmful validation prompts of each candidate that was tried by generation."""
+    selections: tuple[DirectionSelection, ...]
+    """One for each estimator that was tried, in order; the last is the confirmed one, if any is."""
     curves: Mapping[str, tuple[RankEffect, ...]]
     """Rank-effect curves by the way the subspace was built; empty where a single direction was confirmed."""
-    n_launches: int
-    """Forward passes that scored the candidates."""
-    n_launches_naive: int
-    """Forward passes of the published loop over the same candidates and prompts."""
 
     def __post_init__(self) -> None:
         _require_slug("direction search", self.slug)
         _require(self.outcome in ("single", "subspace", "none"), f"{self.slug}: unknown outcome {self.outcome}.")
-        _require(
-            (self.direction is None) == (self.outcome == "none"),
-            f"{self.slug}: outcome {self.outcome} and a direction of {self.direction and self.direction.rank} rows.",
-        )
-
-    @property
-    def lead_is_noise(self) -> bool:
-        """Whether the runner-up may be as good as the winner; True where the lead's interval holds 0."""
-        return self.lead is not None and self.lead.low <= 0
+        rank = 0 if self.direction is None else self.direction.rank
+        fits = {"none": rank == 0, "single": rank == 1, "subspace": rank >= 1}[self.outcome]
+        _require(fits, f"{self.slug}: outcome {self.outcome} and a direction of {rank} rows.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -164,8 +164,9 @@ class DirectionSettings:
     """Prompts of each class that score and confirm candidates; Arditi et al. have 32, which leaves +-0.17 at 50 %."""
     n_evaluate: int = 200
     """Prompts of each class that neither made nor chose the direction."""
-    estimator: str = "raw"
-    """raw, winsorised or standardised difference in means."""
+    estimators: tuple[str, ...] = ("raw", "projected")
+    """Tried in order until a direction is confirmed: raw, projected, winsorised, standardised difference in means. Raw
+    is the paper's; projected is what is left of it beside the harmless mean, docs/methods/refusal_direction.md."""
     winsor_quantile: float = 0.995
     """Winsorised: entries of an activation are clipped to this quantile of their sizes."""
     filter_prompts: bool = True
@@ -202,9 +203,11 @@ class DirectionSettings:
     def __post_init__(self) -> None:
         _at_least(self, 2, "n_train", "n_validation", "n_evaluate", "n_bootstrap")
         _at_least(self, 1, "n_confirm", "max_rank", "n_random", "max_new_tokens", "batch_rows")
-        if self.estimator not in ("raw", "winsorised", "standardised"):
+        known = {"raw", "projected", "winsorised", "standardised"}
+        if not self.estimators or set(self.estimators) - known or len(set(self.estimators)) < len(self.estimators):
             raise BadSettings(
-                f"DirectionSettings.estimator is raw, winsorised or standardised; got `{self.estimator}`."
+                f"DirectionSettings.estimators are some of raw, projected, winsorised and standardised, each once; got "
+                f"{', '.join(self.estimators) or 'none'}."
             )
         for name in ("winsor_quantile", "layer_share"):
             if not 0 < getattr(self, name) <= 1:
