@@ -234,8 +234,8 @@ def test_leaving_early_cancels_what_is_open_and_counts_it():
 
     with LlmServer(lambda call: Say("ok", seconds=0.0 if call.asked == "0" else 2.0)) as server:
         client = asyncio.run(run(settings_for(server)))
-    assert client.total.attempts == 8
-    assert client.total.assumed_tokens >= 7 * 20
+    assert client.total.attempts in {8, 9}, "eight at once, and perhaps the one that took the first one's place"
+    assert client.total.assumed_tokens >= 7 * 20, "what was cancelled may be billed"
 
 
 def test_request_id_that_comes_twice_is_refused():
