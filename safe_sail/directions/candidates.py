@@ -146,15 +146,17 @@ def _nothing_left(name: str, n: int, tokens: Sequence[RefusalToken]) -> str:
     )
 
 
-def find_differences(handle: HookedModel, prepared: Prepared, settings: DirectionSettings) -> Differences:
-    """Candidates of every position and layer by the settings' estimator."""
+def find_differences(
+    handle: HookedModel, prepared: Prepared, settings: DirectionSettings, estimator: str
+) -> Differences:
+    """Candidates of every position and layer by one estimator."""
     return differences(
         handle,
         prepared.harmful_train,
         prepared.harmless_train,
         n_positions=prepared.template.n_positions,
         batch_rows=settings.batch_rows,
-        estimator=settings.estimator,
+        estimator=estimator,
         winsor_quantile=settings.winsor_quantile,
     )
 

@@ -5,7 +5,8 @@
 3. Winsorised: the same, after each activation's largest entries are clipped to a quantile of their sizes, so that one
    massive coordinate cannot decide the direction.
 4. Standardised: raw, divided coordinate by coordinate by the pooled deviation over its median.
-5. The massive-coordinate ratio says beforehand whether 3 or 4 is needed.
+5. Projected: raw, without its component along the harmless mean, so that ablating it leaves that mean where it is.
+6. The massive-coordinate ratio says beforehand whether 3 or 4 is needed.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from safe_sail.errors import EmptyConcept
 
-Estimator = Literal["raw", "winsorised", "standardised"]
+Estimator = Literal["raw", "projected", "winsorised", "standardised"]
 
 MASSIVE_RATIO = 0.3
 """Between 0.11-0.17, measured on models whose raw direction works, and 0.46-1.73, on models where it fails."""
@@ -92,6 +93,22 @@ def standardised_difference(harmful: ClassSums, harmless: ClassSums) -> Float[Te
     scale = torch.maximum(deviation, middle / 100)
     raw = difference_in_means(harmful, harmless)
     return torch.where(middle > 0, raw * middle / scale.clamp(min=torch.finfo(torch.float64).tiny), raw)
+
+
+def projected_difference(harmful: ClassSums, harmless: ClassSums) -> Float[Tensor, "position layer d_model"]:
+    """Raw difference without its component along the cell's harmless mean; float64.
+
+    Ablating the raw difference moves harmless activations too, to where the two classes meet, whenever their mean has a
+    component along it. What is left here is orthogonal to that mean: ablation takes the harmful class to a multiple of
+    the harmless mean, which the next norm makes equal to it.
+
+    Source: the "projected" directions of open ablation tools; docs/methods/refusal_direction.md measures it.
+    """
+    raw, mean = difference_in_means(harmful, harmless), harmless.mean
+    length = mean.norm(dim=-1, keepdim=True)
+    along: Tensor = mean / length.clamp(min=torch.finfo(torch.float64).tiny)
+    part: Tensor = (raw * along).sum(-1, keepdim=True) * along
+    return raw - part
 
 
 def massive_coordinate_ratio(harmful: ClassSums, harmless: ClassSums) -> Float[Tensor, "position layer"]:

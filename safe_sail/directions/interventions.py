@@ -41,9 +41,9 @@ def ablation(handle: HookedModel, basis: Float[Tensor, "rank d_model"]) -> Mappi
     return dict.fromkeys(writing_sites(handle), edit)
 
 
-def ablation_per_row(handle: HookedModel, units: Float[Tensor, "batch d_model"]) -> Mapping[Site, Edit]:
-    """The same with a unit direction of its own for each row of the batch."""
-    rows = units.to(handle.device)
+def ablation_per_row(handle: HookedModel, bases: Float[Tensor, "batch rank d_model"]) -> Mapping[Site, Edit]:
+    """The same with orthonormal rows of its own for each row of the batch."""
+    rows = bases.to(handle.device)
 
     def edit(x: Tensor) -> Tensor:
         return ablate_per_row(x, rows)

@@ -16,6 +16,7 @@ from safe_sail.directions.diff_in_means import (
     ClassSums,
     difference_in_means,
     massive_coordinate_ratio,
+    projected_difference,
     standardised_difference,
     winsorised,
 )
@@ -27,6 +28,14 @@ from safe_sail.model.tokens import TokenBatch
 from safe_sail.sites import Site, SiteKind
 
 _PROBE = "alpha"
+
+
+_DIFFERENCES = {
+    "raw": difference_in_means,
+    "projected": projected_difference,
+    "winsorised": difference_in_means,
+    "standardised": standardised_difference,
+}
 
 
 class TemplateFacts(NamedTuple):
@@ -99,17 +108,15 @@ def differences(
     winsor_quantile: float,
     edits: Mapping[Site, Edit] = NO_EDITS,
 ) -> Differences:
-    """Candidates by the estimator: raw, winsorised or standardised."""
+    """Candidates by the estimator: raw, projected, winsorised or standardised."""
     quantile = winsor_quantile if estimator == "winsorised" else 1.0
     sums = [
         class_sums(handle, batch, n_positions=n_positions, batch_rows=batch_rows, quantile=quantile, edits=edits)
         for batch in (harmful, harmless)
     ]
-    difference = standardised_difference if estimator == "standardised" else difference_in_means
-    vectors = difference(*sums)
-    if edits is NO_EDITS:
-        # At layer 0 a template token is its embedding whatever the prompt; learned positions alone may differ there.
-        vectors[:, 0] = 0
+    vectors = _DIFFERENCES[estimator](*sums).clone()
+    # At layer 0 a template token is its embedding whatever the prompt: the rest is rounding, or learned positions.
+    vectors[:, 0] = 0
     return Differences(vectors, massive_coordinate_ratio(*sums))
 
 

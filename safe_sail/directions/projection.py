@@ -67,13 +67,13 @@ def ablate(x: Float[Tensor, "*axes d_model"], basis: Float[Tensor, "rank d_model
 
 
 def ablate_per_row(
-    x: Float[Tensor, "batch seq d_model"], units: Float[Tensor, "batch d_model"]
+    x: Float[Tensor, "batch seq d_model"], bases: Float[Tensor, "batch rank d_model"]
 ) -> Float[Tensor, "batch seq d_model"]:
-    """The same with a unit direction of its own for each row of the batch."""
+    """The same with orthonormal rows of its own for each row of the batch."""
     precise = torch.promote_types(x.dtype, torch.float32)
-    rows = units.to(device=x.device, dtype=precise)[:, :, None]
+    rows = bases.to(device=x.device, dtype=precise)
     wide = x.to(precise)
-    return (wide - (wide @ rows) @ rows.mT).to(x.dtype)
+    return (wide - (wide @ rows.mT) @ rows).to(x.dtype)
 
 
 def add(

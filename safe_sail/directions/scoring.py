@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safe_sail.directions.interventions import ablation_per_row, resumed_addition
-from safe_sail.directions.projection import unit
+from safe_sail.directions.projection import orthonormal_basis
 from safe_sail.evaluation.utility import kl_divergence, refusal_metric
 from safe_sail.model.edits import Edit
 from safe_sail.model.handle import NO_EDITS, HookedModel
@@ -135,15 +135,22 @@ class CandidateScorer:
         return torch.cat(metrics).reshape(len(vectors), n)
 
     @torch.no_grad()
-    def ablate(self, candidates: Sequence[Candidate]) -> list[AblationScores]:
-        """Refusal metric of each harmful prompt and KL of each harmless prompt with the candidate ablated."""
+    def ablate(
+        self, candidates: Sequence[Candidate], beside: Float[Tensor, "rank d_model"] | None = None
+    ) -> list[AblationScores]:
+        """Refusal metric of each harmful prompt and KL of each harmless prompt with the candidate ablated, together
+        with the rows of `beside`.
+        """
         if not candidates:
             return []
         n_harmful, n = len(self._harmful), len(self._both)
-        units = unit(torch.stack([candidate.vector for candidate in candidates]))
+        given = [] if beside is None else [beside]
+        bases = torch.stack(
+            [orthonormal_basis(torch.cat([*given, candidate.vector[None]])) for candidate in candidates]
+        )
         metrics, kls = torch.empty(len(candidates), n_harmful, dtype=torch.float64), []
         for which, prompts in self._launches(len(candidates), n):
-            logits = self._last_logits(rows_of(self._both, prompts), ablation_per_row(self._handle, units[which]))
+            logits = self._last_logits(rows_of(self._both, prompts), ablation_per_row(self._handle, bases[which]))
             is_harmful = torch.tensor(prompts) < n_harmful
             harmful, harmless = is_harmful.nonzero()[:, 0], (~is_harmful).nonzero()[:, 0]
             where = torch.tensor(prompts)

@@ -10,9 +10,11 @@ from safe_sail.directions.diff_in_means import (
     difference_in_means,
     massive_coordinate_ratio,
     pooled_deviation,
+    projected_difference,
     standardised_difference,
     winsorised,
 )
+from safe_sail.directions.projection import ablate, orthonormal_basis
 from safe_sail.errors import EmptyConcept
 
 
@@ -93,3 +95,26 @@ def test_a_cell_that_does_not_vary_gives_zero_not_nan():
 def test_a_class_without_prompts_has_no_mean():
     with pytest.raises(EmptyConcept):
         difference_in_means(sums_of(activations(3, 0)), ClassSums.empty(2, 3, 16))
+
+
+def test_projected_difference_is_raw_without_the_harmless_mean():
+    harmful, harmless = activations(40, 1, 0.5), activations(33, 2, 1.0)
+    sums = sums_of(harmful), sums_of(harmless)
+    found = projected_difference(*sums)
+    mean = harmless.double().mean(0)
+    torch.testing.assert_close((found * mean).sum(-1), torch.zeros(2, 3, dtype=torch.float64))
+    left = difference_in_means(*sums) - found
+    assert left.norm() > 0.1
+    # what was taken away is parallel to the mean
+    torch.testing.assert_close(left.norm(dim=-1), ((left * mean).sum(-1) / mean.norm(dim=-1)).abs())
+
+
+def test_ablating_the_projected_difference_leaves_the_harmless_mean_in_place():
+    harmful, harmless = activations(40, 1, 0.5), activations(33, 2, 1.0)
+    sums = sums_of(harmful), sums_of(harmless)
+    mean = sums[1].mean[0, 0]
+    moved = {
+        estimator: (ablate(mean, orthonormal_basis(difference(*sums)[0, 0][None])) - mean).norm()
+        for estimator, difference in (("raw", difference_in_means), ("projected", projected_difference))
+    }
+    assert moved["projected"] < 1e-12 < 0.1 < moved["raw"]

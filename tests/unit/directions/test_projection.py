@@ -38,10 +38,11 @@ def test_one_direction_is_the_formula_of_the_paper():
 
 
 def test_rows_of_a_batch_each_lose_their_own_direction():
-    units, x = projection.unit(noise(3, 12, seed=1)), noise(3, 5, 12, seed=2)
-    together = projection.ablate_per_row(x, units)
+    bases = torch.stack([projection.orthonormal_basis(noise(2, 12, seed=seed)) for seed in (1, 3, 5)])
+    x = noise(3, 5, 12, seed=2)
+    together = projection.ablate_per_row(x, bases)
     for index in range(3):
-        torch.testing.assert_close(together[index], projection.ablate(x[index], units[index : index + 1]))
+        torch.testing.assert_close(together[index], projection.ablate(x[index], bases[index]))
 
 
 def test_rows_of_a_batch_each_gain_their_own_direction():
