@@ -6,7 +6,7 @@ padding token pads with its end-of-text token, which also stands in texts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -66,18 +66,18 @@ class TokenBatch:
         columns = torch.arange(self.token_ids.shape[1], device=self.token_ids.device)
         return (columns * self.attention_mask).amax(dim=1)
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on another device."""
-        return type(self)(self.token_ids.to(device), self.attention_mask.to(device), self.source_ids)
+        return TokenBatch(self.token_ids.to(device), self.attention_mask.to(device), self.source_ids)
 
-    def left_padded(self) -> Self:
+    def left_padded(self) -> "TokenBatch":
         """The same rows with their padding moved to the left."""
         seq = self.token_ids.shape[1]
         shift = seq - 1 - self.last_real
         if not bool(shift.any()):
             return self
         columns = (torch.arange(seq, device=shift.device) - shift[:, None]) % seq
-        return type(self)(self.token_ids.gather(1, columns), self.attention_mask.gather(1, columns), self.source_ids)
+        return TokenBatch(self.token_ids.gather(1, columns), self.attention_mask.gather(1, columns), self.source_ids)
 
 
 def batch_of_ids(

@@ -1,6 +1,7 @@
 """Weights in one orientation for all families.
 
-Matrices are views of the parameters, never copies: writing into a view changes the model. Reading and writing
+Matrices are views of the parameters: writing into a view changes the model. The one exception is `W_Q` (and `b_Q`) of
+grouped queries in one module (Falcon 40B), whose heads do not lie evenly in memory; it is a copy. Reading and writing
 vectors are rows: `W_in[n]` is what neuron n reads, `W_out[n]` what it writes, `W_O[h, i]` what component i of head h
 writes.
 """
@@ -30,7 +31,10 @@ class MlpWeights(NamedTuple):
 
 
 class HeadWeights(NamedTuple):
-    """Attention of one block; with grouped queries, key-value head k serves query heads k*g to (k+1)*g - 1."""
+    """Attention of one block; with grouped queries, key-value head k serves query heads k*g to (k+1)*g - 1.
+
+    `W_Q` and `b_Q` are copies where queries are grouped inside one module (`QkvLayout.GROUPED` with g > 1).
+    """
 
     W_Q: Float[Tensor, "n_heads d_head d_model"]
     W_K: Float[Tensor, "n_kv_heads d_head d_model"]
