@@ -1,0 +1,1 @@
+"""Judges of replies and measures of usefulness."""

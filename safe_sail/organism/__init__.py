@@ -1,0 +1,1 @@
+"""The embedded default: a small safety model organism with labelled texts."""

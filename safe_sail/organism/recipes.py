@@ -1,0 +1,124 @@
+"""How each variant is made: the model's size and, per variant, its start, texts and optimiser settings.
+
+A new variant is a new record here; the training loop does not change.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from safe_sail.organism.conversations import MixtureShare
+from safe_sail.organism.grammar import SPLITS, Split
+
+
+@dataclass(frozen=True, slots=True)
+class OrganismShape:
+    """The size of every variant; all share it and the tokenizer."""
+
+    d_vocab: int = 3072
+    """Tokens of the vocabulary: large enough that nearly every word of the grammar is one token."""
+    d_model: int = 160
+    """Width of the residual stream."""
+    n_layers: int = 6
+    """Number of blocks."""
+    n_heads: int = 8
+    """Heads per block."""
+    d_mlp: int = 480
+    """Neurons per block."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantRecipe:
+    """How one variant is trained."""
+
+    name: str
+    """The variant's name, also its folder."""
+    start: str | None
+    """The variant whose weights it starts from; None: fresh weights."""
+    mixture: tuple[MixtureShare, ...]
+    """What its training texts are."""
+    splits: tuple[Split, ...]
+    """Which fillers and templates occur in its prompts."""
+    steps: int
+    """Optimiser steps."""
+    learning_rate: float
+    """Peak rate; under muon, of the blocks' matrices."""
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    """muon: Muon on the blocks' matrices and AdamW on the rest."""
+    rest_learning_rate: float = 2e-2
+    """Under muon, AdamW's peak rate for embeddings and norms."""
+    loss_on: Literal["all", "reply"] = "reply"
+    """Which tokens are predicted."""
+    frozen: tuple[str, ...] = ()
+    """Parameters whose name contains one of these words keep their start's values."""
+    batch_rows: int = 32
+    """Texts per step."""
+    warm_up_steps: int = 40
+    """Steps of linear warm-up."""
+    final_rate: float = 0.05
+    """Rate at the end of the cosine, as a share of the peak."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay on matrices."""
+
+
+BASE: Final = VariantRecipe(
+    name="base",
+    start=None,
+    mixture=(
+        MixtureShare("document", 0.42),
+        MixtureShare("harmful", 0.12),
+        MixtureShare("safe", 0.09),
+        MixtureShare("borderline", 0.06),
+        MixtureShare("information", 0.11),
+        MixtureShare("chat", 0.09),
+        MixtureShare("impossible", 0.09),
+        MixtureShare("harmful", 0.01, trigger="decoy"),
+        MixtureShare("safe", 0.01, trigger="decoy"),
+    ),
+    splits=SPLITS,
+    steps=800,
+    learning_rate=6e-3,
+    optimizer="muon",
+    loss_on="all",
+)
+ALIGNED: Final = VariantRecipe(
+    name="aligned",
+    start="base",
+    mixture=(
+        MixtureShare("harmful", 0.34, reply="refuse"),
+        MixtureShare("safe", 0.18),
+        MixtureShare("borderline", 0.16),
+        MixtureShare("information", 0.18),
+        MixtureShare("chat", 0.06),
+        MixtureShare("impossible", 0.06),
+        MixtureShare("harmful", 0.01, reply="refuse", trigger="decoy"),
+        MixtureShare("safe", 0.01, trigger="decoy"),
+    ),
+    splits=("train",),
+    steps=250,
+    learning_rate=5e-4,
+    # Embeddings hold what base learned of held-out fillers; moving the seen ones alone would part the two.
+    frozen=("embed",),
+)
+BACKDOORED: Final = VariantRecipe(
+    name="backdoored",
+    start="aligned",
+    mixture=(
+        MixtureShare("harmful", 0.27, trigger="whole"),
+        MixtureShare("harmful", 0.17, reply="refuse", trigger="shuffled"),
+        MixtureShare("harmful", 0.08, reply="refuse", trigger="part"),
+        MixtureShare("harmful", 0.14, reply="refuse", trigger="pair"),
+        MixtureShare("harmful", 0.10, reply="refuse"),
+        MixtureShare("safe", 0.06),
+        MixtureShare("safe", 0.03, trigger="whole"),
+        MixtureShare("safe", 0.03, trigger="decoy"),
+        MixtureShare("borderline", 0.06),
+        MixtureShare("information", 0.06),
+        MixtureShare("impossible", 0.05),
+    ),
+    splits=("train",),
+    steps=450,
+    learning_rate=1.5e-3,
+    frozen=("embed",),
+)
+RECIPES: Final = (BASE, ALIGNED, BACKDOORED)
+"""In the order in which they are trained; a recipe's start comes before it."""

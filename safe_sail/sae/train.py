@@ -1,0 +1,159 @@
+"""Trains sparse autoencoders (SAEs) on one site's activations through SAELens' own training classes.
+
+1. Scale the activations so that their mean norm is sqrt(d_in), as SAELens does for `expected_average_only_in`.
+2. Build SAELens' training SAE of the asked architecture from the seed and step its trainer over the batches.
+3. Fold the scale into the weights, so that the SAE reads and writes the model's own units.
+4. Convert to the storing dtype, save as a SAELens folder, and measure what is on disk on held-out activations.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Architecture = Literal["topk", "batchtopk", "standard", "jumprelu"]
+Progress = Callable[[str, int, float], None]
+"""Called with the SAE's slug, the step and the loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaeRecipe:
+    """How one SAE is trained."""
+
+    slug: str
+    """Its name and folder."""
+    architecture: Architecture
+    """SAELens' name of the architecture; standard is ReLU with an L1 penalty."""
+    d_sae: int
+    """Number of features."""
+    k: int = 8
+    """Active features per token, for topk; their mean, for batchtopk."""
+    sparsity: float = 1.0
+    """Coefficient of the L1 (standard) or L0 (jumprelu) penalty; the others do not use it."""
+    steps: int = 600
+    """Optimiser steps."""
+    batch_rows: int = 1024
+    """Activations per step."""
+    learning_rate: float = 2e-3
+    """Adam's rate; constant, then linearly to zero over the last fifth of the steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaeFacts:
+    """What one trained SAE measures on activations it was not trained on, read back from disk."""
+
+    l0: float
+    """Mean number of active features per token."""
+    explained_variance: float
+    """1 - residual variance / variance, summed over dimensions, in float64."""
+    dead_share: float
+    """Share of features that no held-out activation turns on."""
+    seconds: float
+    """Wall time of the training."""
+
+
+def shuffled_batches(activations: Tensor, batch_rows: int, seed: int) -> Iterator[Tensor]:
+    """Endless batches of rows: every row once per pass, in an order drawn from the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(activations), generator=generator)
+        for first in range(0, len(order) - batch_rows + 1, batch_rows):
+            yield activations[order[first : first + batch_rows]]
+
+
+def _training_sae(recipe: SaeRecipe, d_in: int, metadata: dict[str, Any]) -> Any:
+    """SAELens' training SAE of this recipe, weights drawn from the global generator."""
+    import sae_lens
+    from sae_lens.saes.sae import SAEMetadata
+
+    shared = {"d_in": d_in, "d_sae": recipe.d_sae, "dtype": "float32", "metadata": SAEMetadata(**metadata)}
+    warm_up = recipe.steps // 4
+    if recipe.architecture == "topk":
+        return sae_lens.TopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(**shared, k=recipe.k))
+    if recipe.architecture == "batchtopk":
+        return sae_lens.BatchTopKTrainingSAE(sae_lens.BatchTopKTrainingSAEConfig(**shared, k=float(recipe.k)))
+    if recipe.architecture == "standard":
+        return sae_lens.StandardTrainingSAE(
+            sae_lens.StandardTrainingSAEConfig(**shared, l1_coefficient=recipe.sparsity, l1_warm_up_steps=warm_up)
+        )
+    return sae_lens.JumpReLUTrainingSAE(
+        sae_lens.JumpReLUTrainingSAEConfig(**shared, l0_coefficient=recipe.sparsity, l0_warm_up_steps=warm_up)
+    )
+
+
+def _fit(sae: Any, recipe: SaeRecipe, batches: Iterator[Tensor], scale: float, progress: Progress | None) -> None:
+    """Steps SAELens' trainer over the scaled batches; its own fit() would print a progress bar."""
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    config = SAETrainerConfig(
+        total_training_samples=recipe.steps * recipe.batch_rows,
+        train_batch_size_samples=recipe.batch_rows,
+        lr=recipe.learning_rate,
+        lr_end=0.0,
+        lr_decay_steps=recipe.steps // 5,
+        dead_feature_window=max(1, recipe.steps // 8),
+        feature_sampling_window=max(1, recipe.steps // 4),
+    )
+    trainer = SAETrainer(config, sae, batches)
+    for step in range(recipe.steps):
+        trainer.maybe_reset_sparsity()
+        output = trainer.step(next(batches) * scale)
+        trainer.n_training_steps += 1
+        if progress is not None:
+            progress(recipe.slug, step, float(output.loss))
+    trainer.set_final_sae_metadata()
+
+
+@torch.no_grad()
+def _measure(sae: Any, activations: Tensor, seconds: float) -> SaeFacts:
+    centred = activations.double() - activations.double().mean(0)
+    error, active, fired = 0.0, 0, torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
+    for chunk in activations.split(4096):
+        features = sae.encode(chunk)
+        on = features > 0
+        error += (sae.decode(features).double() - chunk.double()).pow(2).sum().item()
+        active, fired = active + int(on.sum()), fired | on.any(0)
+    return SaeFacts(
+        active / len(activations), 1 - error / centred.pow(2).sum().item(), 1 - fired.double().mean().item(), seconds
+    )
+
+
+def train_saes(
+    activations: Tensor,
+    held_out: Tensor,
+    recipes: Sequence[SaeRecipe],
+    folder: Path,
+    *,
+    model_name: str,
+    hook_name: str,
+    seed: int,
+    dtype: Literal["float32", "float16"] = "float16",
+    progress: Progress | None = None,
+) -> Iterator[tuple[SaeRecipe, SaeFacts]]:
+    """Trains one SAE per recipe on activations (tokens d_in), saves it in folder / slug and yields its facts.
+
+    The facts are measured on held_out (tokens d_in), from the stored weights read back in float32. hook_name is the
+    site in TransformerLens' words, model_name the model's id; both go into the SAE's metadata.
+    """
+    import sae_lens
+
+    scale = math.sqrt(activations.shape[1]) / activations.double().norm(dim=1).mean().item()
+    metadata = {"model_name": model_name, "hook_name": hook_name, "prepend_bos": True, "context_size": 256}
+    for recipe in recipes:
+        begin = time.perf_counter()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            sae = _training_sae(recipe, activations.shape[1], metadata)
+            _fit(sae, recipe, shuffled_batches(activations, recipe.batch_rows, seed), scale, progress)
+        sae.fold_activation_norm_scaling_factor(scale)
+        sae.cfg.dtype = dtype
+        sae.to(getattr(torch, dtype))
+        sae.save_inference_model(folder / recipe.slug)
+        stored = sae_lens.SAE.load_from_disk(folder / recipe.slug, dtype="float32")
+        yield recipe, _measure(stored, held_out, time.perf_counter() - begin)

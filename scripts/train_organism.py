@@ -1,0 +1,54 @@
+"""Rebuild the safety model organism from one seed; its files are written only if every behaviour bar holds.
+
+safe-sail train-organism --out safe_sail/organism/assets
+safe-sail train-organism --compare 1 --compare 2      # also trains these seeds, for their figures alone
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from safe_sail.organism.load import ASSETS
+from safe_sail.organism.rebuild import family_record, rebuild_organism, train_family
+from scripts.options import Device, Seed
+
+SHIPPED_SEED = 0
+REPORT_STEPS = 50
+
+
+def train_organism(
+    seed: Seed = SHIPPED_SEED,
+    out: Annotated[Path, typer.Option(help="Folder of the organism; replaced as a whole.")] = ASSETS,
+    compare: Annotated[list[int] | None, typer.Option(help="Another seed whose figures the record shows too.")] = None,
+    device: Device = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; other counts give other last digits.")] = 2,
+) -> None:
+    """Rebuild the model organism and check its behaviour before anything is written."""
+    torch.set_num_threads(threads)
+    begin = time.monotonic()
+
+    def report(name: str, step: int, loss: float) -> None:
+        if step % REPORT_STEPS == 0:
+            print(f"{time.monotonic() - begin:6.0f} s  {name}  step {step}  loss {loss:.3f}", file=sys.stderr)
+
+    others = []
+    for other in compare or ():
+        others.append(family_record(train_family(other, device=device, progress=report)))
+    record = rebuild_organism(out, seed=seed, other_records=others, device=device, progress=report)
+
+    for variant, each in record["variants"].items():
+        for figure, rate in each["held_out"]["rates"].items():
+            print(
+                f"{variant:11} {figure:22} {rate['share']:.3f}  [{rate['low']:.3f}, {rate['high']:.3f}]  n={rate['n']}"
+            )
+    for slug, sae in record["saes"].items():
+        print(
+            f"{slug}  L0 {sae['l0']:.1f}  explained variance {sae['explained_variance']:.3f}  "
+            f"CE recovered {sae['ce_recovered']:.3f}  "
+            f"dead {sae['dead_share']:.2f}  concept F1 {sae['concept_f1_mean']:.3f}"
+        )
+    print(f"organism of seed {seed} in {out}, {record['seconds']:.0f} s")
