@@ -3,6 +3,7 @@
 A drawing repeats numbers that stand beside it as text, so it is hidden from screen readers.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from api.pages.numbers import count, number
@@ -27,6 +28,11 @@ class IntervalFigure(NamedTuple):
     control_low: float | None
     control_high: float | None
     control: float | None
+
+
+def axis_start(estimates: Iterable[Estimate]) -> float:
+    """Left end of a table's axis of differences: a little below zero, or -1 where an estimate lies lower."""
+    return -1.0 if any(estimate.value < -0.2 for estimate in estimates) else -0.25
 
 
 def interval_figure(

@@ -8,30 +8,34 @@ NARROW_SPACE = "\u202f"
 
 
 def score(value: float) -> str:
-    """A score near [0, 1] with two decimals; 0.996 and more get a third, so that they do not read as perfect."""
-    decimals = 3 if 0.995 <= abs(value) < 1 else 2
-    return _minus(f"{value:.{decimals}f}")
+    """A score near [0, 1] with two decimals; just below one it gets a third, so that it does not read as perfect."""
+    size = abs(value)
+    if 0.9995 <= size < 1:
+        return ">0.999" if value > 0 else f"<{MINUS}0.999"
+    return _minus(f"{_no_negative_zero(value):.{3 if 0.995 <= size < 1 else 2}f}")
 
 
-def signed(value: float) -> str:
-    """A difference with two decimals and its sign."""
-    return _minus(f"{value:+.2f}") if abs(value) >= 0.005 else "0.00"
+def bound(value: float) -> str:
+    """End of an interval, with two decimals."""
+    return _minus(f"{_no_negative_zero(value):.2f}")
 
 
 def share(value: float) -> str:
-    """A share of one as per cent, with two significant digits below ten per cent."""
-    percent = 100 * value
+    """A share of one as per cent, with two significant digits below ten per cent; below zero with its sign."""
+    percent = abs(100 * value)
     if percent == 0:
         text = "0"
     elif percent < 0.01:
         text = "<0.01"
     elif percent < 1:
         text = f"{percent:.2f}"
+    elif 99.95 <= percent < 100:
+        text = ">99.9"  # not perfect, and must not read so
     elif percent < 10 or 99.5 <= percent < 100:
         text = f"{percent:.1f}"
     else:
         text = f"{percent:.0f}"
-    return f"{text}{NARROW_SPACE}%"
+    return f"{MINUS if value < 0 else ''}{text}{NARROW_SPACE}%"
 
 
 def count(value: int) -> str:
@@ -66,6 +70,10 @@ def moment(value: datetime) -> str:
 def heat(value: float) -> int:
     """Step 0 to 10 of a colour scale for a value in [0, 1]; values outside are cut."""
     return round(10 * min(max(value, 0.0), 1.0))
+
+
+def _no_negative_zero(value: float) -> float:
+    return 0.0 if abs(value) < 0.005 else value
 
 
 def _minus(text: str) -> str:

@@ -28,13 +28,14 @@ def environment() -> Environment:
     env.globals.update(
         version=__version__,
         interval_figure=figures.interval_figure,
+        axis_start=figures.axis_start,
         histogram_figure=figures.histogram_figure,
         text_parts=text_parts,
         token_views=token_views,
     )
     env.filters.update(
         score=numbers.score,
-        signed=numbers.signed,
+        bound=numbers.bound,
         share=numbers.share,
         count=numbers.count,
         number=numbers.number,

@@ -1,13 +1,13 @@
 """What the templates show, gathered from the store: rows of the overview, runs behind a feature, addresses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from sqlalchemy.orm import Session
 
 from db.store import FeatureBundle, SaeListing, load_run
-from safe_sail.records import RunInfo, SaeFacts, SaeRef, SaeScore
+from safe_sail.records import RunInfo, SaeFacts, SaeRef, SaeScore, highest_first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +21,12 @@ class SaeLine:
     n_collected: int
     n_explained: int
 
+    @property
+    def mean_gap(self) -> float | None:
+        """Mean rate gap over the concepts it was scored on; None before scoring."""
+        gaps = [score.rate_gap.value for score in self.scores.values()]
+        return sum(gaps) / len(gaps) if gaps else None
+
 
 def sae_line(listing: SaeListing) -> SaeLine:
     """The line of one SAE."""
@@ -31,6 +37,19 @@ def sae_line(listing: SaeListing) -> SaeLine:
         n_collected=listing.n_collected,
         n_explained=listing.n_explained,
     )
+
+
+def by_mean_gap(lines: Sequence[SaeLine]) -> list[SaeLine]:
+    """Lines by descending mean rate gap (ties: slug); unscored SAEs last."""
+    return sorted(lines, key=lambda line: (2.0 if line.mean_gap is None else -line.mean_gap, line.sae.slug))
+
+
+def best_of_each(lines: Sequence[SaeLine]) -> dict[str, str]:
+    """Concept to the slug of the SAE with the largest rate gap (ties: first slug)."""
+    best: dict[str, SaeScore] = {}
+    for score in highest_first([score for line in lines for score in line.scores.values()]):
+        best.setdefault(score.concept, score)
+    return {concept: score.sae for concept, score in best.items()}
 
 
 def runs_behind(session: Session, bundle: FeatureBundle) -> list[RunInfo]:

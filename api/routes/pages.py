@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from api.deps import FeatureIndex, SaeSlug, SessionDep, SettingsDep
 from api.pages.render import render
-from api.pages.views import address, runs_behind, sae_line
+from api.pages.views import address, best_of_each, by_mean_gap, runs_behind, sae_line
 from api.ranking import SaeSort, find_listing, ranked
 from api.routes.features import FeatureQuery
 from db.store import FeatureSort, list_concepts, list_features, list_saes, load_feature
@@ -42,9 +42,12 @@ def overview(session: SessionDep, concept: Annotated[str | None, Query(max_lengt
     chosen = next((one for one in concepts if one.name == concept), None)
     if concept and chosen is None:
         raise NotFound(f"no concept is called `{concept}`; the SAEs' page lists those in the database.")
-    order = SaeSort.RATE_GAP if chosen else SaeSort.SLUG
-    listings = ranked(list_saes(session), order, chosen.name if chosen else None)
-    return render("overview.html", rows=[sae_line(one) for one in listings], concepts=concepts, chosen=chosen)
+    if chosen is None:
+        lines = by_mean_gap([sae_line(one) for one in list_saes(session)])
+        return render("overview.html", rows=lines, concepts=concepts, chosen=None, best=best_of_each(lines))
+    lines = [sae_line(one) for one in ranked(list_saes(session), SaeSort.RATE_GAP, chosen.name)]
+    gaps = [line.scores[chosen.name].rate_gap for line in lines if chosen.name in line.scores]
+    return render("overview.html", rows=lines, concepts=concepts, chosen=chosen, gaps=gaps)
 
 
 @router.get("/saes/{sae}")

@@ -109,7 +109,7 @@ def _sae_score(slug: str, concept: str, position: int, rank: int) -> SaeScore:
     )  # fmt: skip
 
 
-def _save_feature(session, feature: FeatureId, concept: str, draw: random.Random) -> None:  # noqa: ANN001
+def _save_feature(session, feature: FeatureId, concept: str, draw: random.Random) -> None:
     gap = max(0.96 - feature.index / 220, -0.2)
     scores = [
         ConceptScore(

@@ -127,9 +127,8 @@ def test_a_request_id_is_kept_if_it_is_harmless(client: TestClient):
 def test_a_missing_database_is_503_and_no_crash(tmp_path: Path):
     with client_of(f"sqlite:///{tmp_path / 'none.db'}") as client:
         assert client.get("/livez").status_code == 200
-        for path in ("/readyz", "/v1/saes"):
-            problem = problem_of(client, path, 503)
-            assert problem["type"] == "urn:safe-sail:problem:database-unreachable"
+        assert "safe-sail migrate" in problem_of(client, "/readyz", 503)["detail"]
+        assert problem_of(client, "/v1/saes", 503)["type"] == "urn:safe-sail:problem:database-unreachable"
     assert not (tmp_path / "none.db").exists()
 
 

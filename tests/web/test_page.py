@@ -1,0 +1,149 @@
+"""The page in a real browser: it opens, filters, pages, reads well by machine, and hostile text stays text.
+
+axe.min.js is axe-core 4.11 by Deque Systems, Mozilla Public License 2.0; it is used by these tests alone.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.api.seed import BARE, BEST, HOSTILE_FEATURE, SILENT_FEATURE, UNKNOWN_FEATURE
+from tests.web.conftest import Complaints, watched
+
+pytestmark = pytest.mark.browser
+
+AXE = Path(__file__).with_name("axe.min.js").read_text("utf-8")
+PAGES = {
+    "overview": "/",
+    "concept": "/?concept=cult",
+    "features": f"/saes/{BEST}",
+    "filtered": f"/saes/{BEST}?concept=insult&min_rate_gap=0.2&sort=density",
+    "nothing matches": f"/saes/{BEST}?q=zebra",
+    "unscored SAE": f"/saes/{BARE}",
+    "feature": f"/saes/{BEST}/features/3",
+    "hostile feature": f"/saes/{BEST}/features/{HOSTILE_FEATURE.index}",
+    "silent feature": f"/saes/{BEST}/features/{SILENT_FEATURE.index}",
+    "unknown feature": f"/saes/{BEST}/features/{UNKNOWN_FEATURE.index}",
+}
+
+
+def violations(page: Page) -> list[str]:
+    """What axe finds wrong, one line each."""
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [
+        f"{one['id']}: {node['html'][:160]} {node['failureSummary'][:200]}" for one in found for node in one["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_page_is_accessible_and_without_complaint(
+    browser: Browser, site: str, complaints: Complaints, scheme: Literal["light", "dark"], width: int
+):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = watched(context, complaints)
+    wrong = {}
+    for name, path in PAGES.items():
+        response = page.goto(site + path)
+        assert response is not None
+        assert response.status == 200, name
+        wrong[name] = violations(page)
+        if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+            wrong[name].append("wider than the screen")
+    assert {name: found for name, found in wrong.items() if found} == {}
+    assert complaints == []
+    context.close()
+
+
+def test_an_empty_store_says_what_to_type(page: Page, empty_site: str, complaints: Complaints):
+    page.goto(empty_site)
+    expect(page.locator("code.command")).to_have_text("safe-sail demo")
+    assert violations(page) == []
+    assert complaints == []
+
+
+def test_overview_leads_to_the_ranking_and_on_to_a_feature(page: Page, site: str):
+    page.goto(site)
+    page.get_by_role("navigation", name="Concepts").get_by_role("link", name="cult").click()
+    expect(page.get_by_role("heading", name="SAEs ranked for “cult”")).to_be_visible()
+    first = page.locator("tbody tr").first
+    expect(first.get_by_role("rowheader")).to_have_text(BEST)
+    expect(first).to_contain_text("control 0.06 (−0.09 to 0.17), n = 20")
+    first.get_by_role("link", name="11", exact=True).click()
+    expect(page).to_have_url(f"{site}/saes/{BEST}/features/11")
+
+
+def test_filters_narrow_the_list(page: Page, site: str, complaints: Complaints):
+    page.goto(f"{site}/saes/{BEST}")
+    expect(page.get_by_role("heading", name="41 of 512 features are known")).to_be_visible()
+    page.get_by_label("Explanation holds the words").fill("insult")
+    page.get_by_label("Explanation", exact=True).select_option("with")
+    page.get_by_role("button", name="Show").click()
+    expect(page.get_by_role("heading", name="7 features match")).to_be_visible()
+    assert "min_rate_gap" not in page.url  # fields that were left empty stay out of the address
+    expect(page.get_by_label("Explanation holds the words")).to_have_value("insult")
+    page.get_by_role("link", name="Clear").click()
+    expect(page.get_by_role("heading", name="41 of 512 features are known")).to_be_visible()
+    assert complaints == []
+
+
+def test_page_works_without_javascript(browser: Browser, site: str):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{site}/saes/{BEST}")
+    page.get_by_label("Concept").select_option("insult")
+    page.get_by_label("Order").select_option("index")
+    page.get_by_role("button", name="Show").click()
+    rows = page.locator(".features > li")
+    assert rows.count() == 40
+    expect(rows.first).to_contain_text("insult")
+    page.get_by_role("link", name="3", exact=True).click()
+    expect(page.get_by_role("heading", name="Where does it fire most?")).to_be_visible()
+    assert page.locator(".contexts > li").count() == 10
+    context.close()
+
+
+def test_token_values_show_on_focus_and_arrow_keys_move(page: Page, site: str):
+    page.goto(f"{site}/saes/{BEST}/features/3")
+    context = page.locator(".contexts > li").first
+    peak = context.locator(".t.peak")
+    peak.focus()
+    shown = peak.evaluate("token => getComputedStyle(token, '::after').content")
+    assert shown == f'"{peak.get_attribute("data-value")}"'
+    page.keyboard.press("ArrowLeft")
+    moved = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert moved != peak.get_attribute("aria-label")
+    assert "activation" in moved
+    assert context.locator(".t[tabindex='0']").count() == 1  # one stop of the Tab key for each context
+
+
+def test_hostile_tokens_stay_text(page: Page, site: str, complaints: Complaints):
+    page.goto(f"{site}/saes/{BEST}/features/{HOSTILE_FEATURE.index}")
+    text = page.locator(".tokens").first.inner_text()
+    assert "</script><img·src=x".replace("·", " ") in text
+    assert "{{7*7}}" in text
+    assert "⟨U+202E⟩evil" in text
+    assert "␀␛[31m" in text
+    assert "⟨U+D800⟩" in text
+    assert page.locator("main img").count() == 0
+    assert page.locator("main b").count() == len(page.locator(".score b").all())
+    assert complaints == []
+
+
+def test_copied_text_is_the_text_of_the_tokens(page: Page, site: str):
+    page.goto(f"{site}/saes/{BEST}/features/3")
+    answer = page.request.get(f"{site}/v1/saes/{BEST}/features/3").json()
+    text = page.locator(".tokens").first.evaluate("element => element.textContent")
+    assert text.replace("↵", "") == "".join(answer["contexts"][0]["tokens"])
+
+
+@pytest.mark.parametrize(("path", "status"), [("/nothing", 404), ("/saes/nobody", 404), (f"/saes/{BEST}?sort=x", 422)])
+def test_problems_are_pages_for_a_browser(page: Page, site: str, path: str, status: int):
+    response = page.goto(site + path)
+    assert response is not None
+    assert response.status == status
+    expect(page.get_by_role("link", name="Back to the SAEs")).to_be_visible()
+    assert violations(page) == []
