@@ -216,7 +216,7 @@ class HookedModel:
         with grad_scope(), self._hooks(work), self._at(step), suppress(Stop):
             found = self.model(
                 input_ids=batch.token_ids,
-                attention_mask=batch.attention_mask,
+                attention_mask=batch.attention_mask.long(),
                 position_ids=batch.position_ids,
                 use_cache=False,
                 logits_to_keep=keep,
@@ -244,7 +244,7 @@ class HookedModel:
         batch = batch.left_padded().to(self.device)
         ends = torch.tensor(self._end_ids(), device=self.device, dtype=torch.long)
         pad_id = pad_id_of(self.tokenizer)
-        ids, mask, positions = batch.token_ids, batch.attention_mask, batch.position_ids
+        ids, mask, positions = batch.token_ids, batch.attention_mask.long(), batch.position_ids
         running = torch.ones(len(batch), dtype=torch.bool, device=self.device)
         is_real, cache, new = batch.is_real, None, []
         with torch.no_grad(), grad_scope(), self._hooks(Work(edits)):

@@ -22,7 +22,7 @@ class TokenBatch:
     """Texts of unequal length as one rectangle."""
 
     token_ids: Int[Tensor, "batch seq"]
-    attention_mask: Int[Tensor, "batch seq"]
+    attention_mask: Int[Tensor, "batch seq"] | Bool[Tensor, "batch seq"]
     """1 at real tokens, which stand together; 0 at padding."""
     source_ids: tuple[str, ...]
     """Where each row comes from."""
@@ -35,7 +35,7 @@ class TokenBatch:
             )
         if len(self.source_ids) != self.token_ids.shape[0]:
             raise BadText(f"{self.token_ids.shape[0]} rows need as many source ids; got {len(self.source_ids)}.")
-        mask = self.attention_mask
+        mask = self.attention_mask.long()  # a bool mask has another `diff`
         if not bool(mask.any(dim=1).all()) or mask.shape[0] == 0:
             raise BadText("every row of a batch needs at least one real token; at least one row has none.")
         starts = mask[:, :1].sum() + (mask.diff(dim=1) == 1).sum()

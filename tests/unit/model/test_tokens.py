@@ -114,3 +114,10 @@ def test_a_tokenizer_without_padding_and_end_is_refused() -> None:
 
     with pytest.raises(BadText, match="pad_token"):
         pad_id_of(Bare())
+
+
+def test_a_mask_of_truth_values_serves_as_well() -> None:
+    made = TokenBatch(torch.tensor([[0, 5, 6], [7, 8, 9]]), torch.tensor([[False, True, True], [True] * 3]), ("a", "b"))
+    assert made.lengths.tolist() == [2, 3]
+    assert made.last_real.tolist() == [2, 2]
+    assert made.position_ids.tolist() == [[0, 0, 1], [0, 1, 2]]
