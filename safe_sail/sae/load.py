@@ -32,7 +32,7 @@ from safe_sail.model.load import check_device
 from safe_sail.sae.checkpoint import CheckpointForm, load_checkpoint
 from safe_sail.sae.form import SaeWeights
 from safe_sail.sae.handle import SAEHandle
-from safe_sail.sae.metadata import read_metadata, same_model, slug_of
+from safe_sail.sae.metadata import read_metadata, require_types, same_model, slug_of
 from safe_sail.sites import Site
 
 CONFIG_FILE = "cfg.json"
@@ -160,6 +160,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         raise SaeMetadataUnsupported(f"`{path}` is not JSON: {error}.") from error
     if not isinstance(config, dict) or not {"d_in", "d_sae"} <= config.keys():
         raise SaeMetadataUnsupported(f"`{path}` is no SAELens configuration; expected an object with d_in and d_sae.")
+    require_types(config, f"`{path}`")
     return config
 
 
@@ -201,7 +202,7 @@ def _read_with_saelens(
                 f"the tensors of `{path}` ({', '.join(sorted(names))}) do not fit its {CONFIG_FILE}, a "
                 f"`{architecture}` SAE {config['d_in']} wide with {config['d_sae']} features: {error}"
             ) from error
-        except (TypeError, ValueError, KeyError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SaeMetadataUnsupported(f"SAELens refuses the {CONFIG_FILE} of `{path}`: {error}") from error
 
 

@@ -72,6 +72,31 @@ _SAME_WEIGHTS: Final[Mapping[str, str]] = {"gpt2-small": "gpt2"}
 """TransformerLens' names that the model hub spells otherwise."""
 
 
+_TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "architecture": str,
+    "d_in": int,
+    "d_sae": int,
+    "d_out": int,
+    "apply_b_dec_to_input": bool,
+    "rescale_acts_by_decoder_norm": bool,
+    "metadata": dict,
+    "activation_fn_kwargs": dict,
+    "sae_lens_version": str,
+    "model_name": str,
+    "hook_name": str,
+    "hook_name_out": str,
+    "hook_head_index": int,
+    "hook_head_index_out": int,
+    "model_from_pretrained_kwargs": dict,
+    "prepend_bos": bool,
+    "context_size": int,
+    "seqpos_slice": (list, tuple),
+}
+"""Types of the keys that are read, wherever they stand; SAELens reads some of them without looking."""
+
+_NEEDED: Final = ("architecture", "d_in", "d_sae", "metadata")
+
+
 class SaeMetadata(NamedTuple):
     """A configuration, translated."""
 
@@ -83,6 +108,31 @@ class SaeMetadata(NamedTuple):
     notes: tuple[str, ...]
 
 
+def require_types(config: Mapping[str, Any], where: str) -> None:
+    """Refuses values of another type than their key's; a missing key is no error here.
+
+    Raises:
+        SaeMetadataUnsupported: a value has another type, or a size is not positive.
+    """
+    nested = config.get("metadata")
+    for values in (config, nested if isinstance(nested, dict) else {}):
+        for key, value in values.items():
+            expected = _TYPES.get(key, object)
+            if key == "k" and config.get("architecture") in ("topk", "abstopk"):
+                expected = int
+            is_flag_for_number = isinstance(value, bool) and expected is int
+            if (value is None and key not in _NEEDED and key != "k") or (
+                isinstance(value, expected) and not is_flag_for_number
+            ):
+                continue
+            name = expected.__name__ if isinstance(expected, type) else "list"
+            raise SaeMetadataUnsupported(f"{where}: `{key}` must be of type {name}, got {value!r}.")
+    for key in ("d_in", "d_sae", "d_out"):
+        size = config.get(key)
+        if size is not None and size < 1:
+            raise SaeMetadataUnsupported(f"{where}: `{key}` must be positive, got {size}.")
+
+
 def read_metadata(
     config: Mapping[str, Any], *, slug: str, release: str | None, sae_id: str, site: Site | None, out_site: Site | None
 ) -> SaeMetadata:
@@ -91,6 +141,7 @@ def read_metadata(
     Raises:
         SaeMetadataUnsupported: it asks for something that cannot be honoured; the message says what and why.
     """
+    require_types(config, f"SAE {slug}")
     metadata: Mapping[str, Any] = config.get("metadata") or {}
     architecture = str(config["architecture"])
     notes: list[str] = []
@@ -231,6 +282,8 @@ def _head_of(config: Mapping[str, Any], metadata: Mapping[str, Any], site: Site,
         raise SaeMetadataUnsupported(
             f"SAE {slug} reads heads (reshape_activations `{reshape}`, hook_head_index {head}), and `{site}` has none."
         )
+    if head is not None and head < 0:
+        raise SaeMetadataUnsupported(f"SAE {slug}: heads count from 0; got hook_head_index {head}.")
     if metadata.get("hook_head_index_out") is not None:
         raise SaeMetadataUnsupported(
             f"SAE {slug} writes to one head (hook_head_index_out {metadata['hook_head_index_out']}), which is not "

@@ -194,6 +194,17 @@ def test_silent_metadata_is_no_mismatch(tmp_path: Path) -> None:
         ({"activation_fn_str": "tanh-relu"}, "tanh-relu"),
         ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
         ({"reshape_activations": "hook_z"}, "SAELens refuses"),
+        ({"reshape_activations": 5}, "reshape_activations `5` is not known"),
+        ({"metadata": {"hook_name": 5}}, "`hook_name` must be of type str, got 5"),
+        ({"metadata": {"hook_head_index": True}}, "`hook_head_index` must be of type int, got True"),
+        ({"metadata": {"hook_name": "blocks.1.attn.hook_z", "hook_head_index": -1}}, "heads count from 0"),
+        ({"metadata": {"model_from_pretrained_kwargs": "x"}}, "must be of type dict"),
+        ({"metadata": {"seqpos_slice": 5}}, "must be of type list"),
+        ({"d_in": 6.5}, "`d_in` must be of type int"),
+        ({"d_sae": 0}, "`d_sae` must be positive"),
+        ({"architecture": ["standard"]}, "`architecture` must be of type str"),
+        ({"architecture": "topk", "k": None}, "`k` must be of type int"),
+        ({"sae_lens_version": "x"}, "SAELens refuses"),
     ],
 )
 def test_metadata_that_cannot_be_honoured_says_what_and_why(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -206,6 +217,15 @@ def test_metadata_that_cannot_be_honoured_says_what_and_why(changes: dict[str, A
 
     with pytest.raises(SaeMetadataUnsupported, match=says):
         load_sae(tmp_path)
+
+
+def test_metadata_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    for odd in (None, 5, "x", []):
+        config = json.loads((folder / "cfg.json").read_text())
+        (folder / "cfg.json").write_text(json.dumps({**config, "metadata": odd}))
+        with pytest.raises(SaeMetadataUnsupported, match="`metadata` must be of type dict"):
+            load_sae(folder)
 
 
 @pytest.mark.parametrize("key", ["fold_ln", "fold_value_biases", "center_unembed", "dtype"])
