@@ -568,6 +568,8 @@ class DirectionEvaluation:
     utility: tuple[UtilityCost, ...]
     kl: Estimate
     """KL(plain || ablated) on held-out harmless prompts, in nats, first reply token."""
+    first_token: Mapping[str, Estimate]
+    """Refusal metric, in logits, by intervention and prompts as `ablation on harmful held out`."""
     weights_gap: float | None
     """Largest difference of logits between ablation by hooks and by edited weights; None where the edit is refused."""
     weights_note: str

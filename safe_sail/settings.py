@@ -196,13 +196,15 @@ class DirectionSettings:
     max_new_tokens: int = 40
     """Length of a reply; longer than every reply of the organism. The paper generates 512."""
     batch_rows: int = 64
-    """Prompts, times candidates, in one forward pass."""
+    """Prompts in one forward pass."""
+    pack_rows: int = 256
+    """Prompts times candidates in a pass that scores candidates: its head sees the last position alone."""
     system: str | None = None
     """System prompt; None sends none, as Arditi et al. do."""
 
     def __post_init__(self) -> None:
         _at_least(self, 2, "n_train", "n_validation", "n_evaluate", "n_bootstrap")
-        _at_least(self, 1, "n_confirm", "max_rank", "n_random", "max_new_tokens", "batch_rows")
+        _at_least(self, 1, "n_confirm", "max_rank", "n_random", "max_new_tokens", "batch_rows", "pack_rows")
         known = {"raw", "projected", "winsorised", "standardised"}
         if not self.estimators or set(self.estimators) - known or len(set(self.estimators)) < len(self.estimators):
             raise BadSettings(
