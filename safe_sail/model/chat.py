@@ -36,6 +36,8 @@ def render_chat(
             f"{tokenizer.name_or_path} has no chat template, so chat text cannot be built as the model was taught; use "
             f"an instruction-tuned model, plain texts, or set `tokenizer.chat_template`."
         )
+    if isinstance(prompts, str):
+        raise BadText(f"expected a sequence of prompts, got one str ({prompts[:40]!r}); put it in a list.")
     if not prompts:
         raise BadText("expected at least one prompt, got none.")
     rendered = []

@@ -129,6 +129,8 @@ def batch_of_texts(
         BadText: there is no text, a text is empty, or its tokens are all special.
         SequenceTooLong: a text has more tokens than the model accepts.
     """
+    if isinstance(texts, str):
+        raise BadText(f"expected a sequence of texts, got one str ({texts[:40]!r}); put it in a list.")
     special = special_ids(tokenizer)
     rows: list[list[int]] = []
     for index, text in enumerate(texts):

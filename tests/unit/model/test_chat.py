@@ -81,7 +81,7 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
         post_instruction_ids(tokenizer_with(None))
 
 
-@pytest.mark.parametrize("prompts", [[], [""], ["  \n"], ["fine", ""], [None]])
+@pytest.mark.parametrize("prompts", [[], [""], ["  \n"], ["fine", ""], [None], "one str"])
 def test_empty_prompts_are_refused(prompts: list[str]) -> None:
     with pytest.raises(BadText):
         chat_rows(tiny_tokenizer(), prompts)

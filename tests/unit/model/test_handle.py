@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from beartype import beartype
+from jaxtyping import jaxtyped
 from torch import Tensor
 
 from safe_sail.errors import BadSettings, BadSite, BadText, EditRefused, SequenceTooLong
@@ -295,3 +297,27 @@ def test_replace_broadcasts_a_vector_over_tokens(tiny_models: TinyModels) -> Non
     vector = torch.arange(32.0)
     found = handle.capture(handle.batch(TEXTS), [site], {site: replace(vector)})[site]
     assert torch.equal(found, vector.expand_as(found))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon", "mixtral"])
+def test_what_comes_back_has_the_annotated_shapes(family: str, tiny_models: TinyModels) -> None:
+    handle = tiny_models.handle(family)
+    batch = handle.batch(TEXTS)
+    logits = jaxtyped(typechecker=beartype)(HookedModel.logits)
+    assert logits(handle, batch).shape == (*batch.token_ids.shape, 160)
+    assert logits(handle, batch, positions="last").shape == (3, 1, 160)
+    assert jaxtyped(typechecker=beartype)(HookedModel.generate)(handle, batch, 2).shape == (3, 2)
+
+
+def test_inference_mode_gives_the_same_results(tiny_models: TinyModels) -> None:
+    handle = tiny_models.handle("gemma2")
+    batch = handle.batch(TEXTS)
+    edits = {Site(SiteKind.HEAD_OUT, 0): scale(0.5)}
+    bare, new = handle.run(batch, handle.sites(), edits), handle.generate(batch, 3, edits)
+    with torch.inference_mode():
+        inside = handle.run(handle.batch(TEXTS), handle.sites(), edits)
+        assert torch.equal(handle.generate(handle.batch(TEXTS), 3, edits), new)
+    assert bare.logits is not None
+    assert inside.logits is not None
+    assert torch.equal(inside.logits, bare.logits)
+    assert not inside.logits.is_inference()

@@ -93,7 +93,7 @@ def test_content_is_neither_padding_nor_special() -> None:
     assert set(range(8)) <= special_ids(tokenizer)
 
 
-@pytest.mark.parametrize("texts", [[], [""], ["fine", ""], ["</s>"], ["<|end|><|user|>"], ["fine", 7]])
+@pytest.mark.parametrize("texts", [[], [""], ["fine", ""], ["</s>"], ["<|end|><|user|>"], ["fine", 7], "one str"])
 def test_texts_without_content_are_refused(texts: list[str]) -> None:
     with pytest.raises(BadText):
         batch_of_texts(tiny_tokenizer(), texts, padding_side="left", max_positions=64)
