@@ -3,6 +3,8 @@
 safe-sail serve --database sqlite:///safe-sail.db --port 8420
 """
 
+import socket
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -12,6 +14,7 @@ from api.main import create_app
 from api.settings import ServiceSettings
 from db.engine import database_name, make_engine
 from db.migrate import require_head
+from safe_sail.errors import BadSettings
 from scripts.options import DEFAULT_DATABASE, DatabaseUrl
 
 
@@ -23,7 +26,7 @@ def serve(
     """Serve until interrupted.
 
     Raises:
-        BadSettings: the host is not a loopback address.
+        BadSettings: the host is not a loopback address, or the port is taken.
         DatabaseUnreachable: there is no database yet, or it does not answer.
         SchemaOutOfDate: it has another schema; the message says what to type.
     """
@@ -32,12 +35,19 @@ def serve(
     require_head(engine)
     engine.dispose()
     app = create_app(settings)
-    print(
-        f"Safe-SAIL serves {database_name(engine)} at http://{host}:{port}/  (REST under /v1; end with Ctrl-C)",
-        flush=True,
-    )
-    uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", server_header=False)
+    with _listen(host, port) as door:
+        address = f"[{host}]" if ":" in host else host
+        print(f"Safe-SAIL serves {database_name(engine)}; REST under /v1, end with Ctrl-C.", flush=True)
+        print(f"Open http://{address}:{door.getsockname()[1]}/", flush=True)
+        with suppress(KeyboardInterrupt):  # the server has ended in good order by then
+            uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).run(sockets=[door])
 
 
-def _in_address(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise BadSettings(
+            f"{host}:{port} cannot be listened on ({error.strerror}); another program has it. Choose one with --port."
+        ) from error

@@ -172,7 +172,8 @@ def test_histogram_heights_are_proportional_and_small_counts_visible():
         (numbers.number(0.0), "0"), (numbers.number(12.345), "12.3"), (numbers.number(-0.01234), "−0.0123"),
         (numbers.number(123456.0), "123\u202f456"), (numbers.number(1e9), "1.0e+09"),
         (numbers.number(float("nan")), "–"), (numbers.p_value(0.0001), "<0.001"),
-        (numbers.p_value(0.31), "0.310"), (numbers.moment(datetime(2026, 11, 1, 8, 5, tzinfo=UTC)), "1 Nov 2026, 08:05 UTC"),
+        (numbers.p_value(0.31), "0.310"),
+        (numbers.moment(datetime(2026, 11, 1, 8, 5, tzinfo=UTC)), "1 Nov 2026, 08:05 UTC"),
     ],
 )  # fmt: skip
 def test_numbers_are_written_for_people(written: str, expected: str):
