@@ -15,8 +15,8 @@ and max in brackets. The file is the whole database, scores and indexes included
 | page of 50 by score, best concept  | 22.2 (17.7 - 25.5)  | 10.9    |                   |         |
 | file, MB                           | 93                  |         | 169               |         |
 
-Peak memory 113 MB. Packed rows are written six times as fast and take half the room. One feature is read slower than from
-a bare table, by a millisecond of SQLAlchemy; a page and a feature stay far below what a reader notices.
+Peak memory 113 MB. Packed rows are written six times as fast and take half the room. One feature is read slower
+than from a bare table, by a millisecond of SQLAlchemy; a page and a feature stay far below what a reader notices.
 
 Run: python -m benchmarks.bench_store --features 512 4096
 """
@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from db.engine import checkpoint, make_engine, reading, writing
 from db.migrate import upgrade
@@ -67,7 +68,7 @@ from safe_sail.sites import Site
 REPEATS = 5
 N_CONTEXTS, N_TOKENS, N_DISTINCT = 20, 64, 128
 CONCEPTS = tuple(f"concept-{i}" for i in range(6))
-RUN = "bench"
+RUN, SLUG = "bench", "bench"
 
 # --------------------------------------------------------------------------------------------- what is kept
 
@@ -112,11 +113,11 @@ def some_scores(n: int, slug: str) -> Iterator[ConceptScore]:
 # --------------------------------------------------------------------------------------------- the two stores
 
 
-def new_store(folder: Path, n: int) -> tuple[Engine, SaeRef]:
+def new_store(folder: Path, n: int) -> Engine:
     engine = make_engine(f"sqlite:///{Path(tempfile.mkdtemp(dir=folder)) / 'store.db'}")
     upgrade(engine)
     sae = SaeRef(
-        slug="bench", release=None, sae_id="bench", model_id=None, site=Site.parse("resid_post.3"), d_in=64, width=n,
+        slug=SLUG, release=None, sae_id="bench", model_id=None, site=Site.parse("resid_post.3"), d_in=64, width=n,
         architecture="topk",
     )  # fmt: skip
     run = RunInfo(
@@ -129,7 +130,7 @@ def new_store(folder: Path, n: int) -> tuple[Engine, SaeRef]:
         save_concepts(
             session, [Concept(name=name, category="c", domain="d", harmful=True) for name in CONCEPTS], run_id=RUN
         )
-    return engine, sae
+    return engine
 
 
 def plain_write(path: Path, found: Iterator[TopContexts]) -> None:
@@ -150,10 +151,12 @@ def plain_write(path: Path, found: Iterator[TopContexts]) -> None:
 
 def plain_read(connection: sqlite3.Connection, index: int) -> tuple[Context, ...]:
     rows = connection.execute("SELECT data FROM context WHERE feature = ? ORDER BY rank", (index,)).fetchall()
-    return tuple(
-        Context(**{name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(data).items()})
-        for (data,) in rows
-    )
+    return tuple(plain_context(json.loads(data)) for (data,) in rows)
+
+
+def plain_context(fields: dict[str, Any]) -> Context:
+    tuples: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return Context(**tuples)
 
 
 # --------------------------------------------------------------------------------------------- measuring
@@ -177,50 +180,53 @@ def measure(do: Callable[[], Any], repeats: int = REPEATS, inner: int = 1) -> di
     }
 
 
-def bench(n: int, folder: Path) -> dict[str, Any]:
-    found = list(some_features(n, "bench"))
-    draw = random.Random(2)
-
-    engine, sae = new_store(folder, n)
-    plain = folder / f"plain-{n}.db"
-    plain_write(plain, iter(found))
-    connection = sqlite3.connect(plain)
-    with writing(engine) as session:
-        save_top_contexts(session, found, run_id=RUN)
-        save_concept_scores(session, some_scores(n, sae.slug), run_id=RUN)
-    checkpoint(engine)
-    size = Path(str(engine.url.database)).stat().st_size
-
-    def read_one() -> None:
-        with reading(engine) as session:
-            load_feature(session, FeatureId(sae=sae.slug, index=draw.randrange(n)))
-
-    def read_contexts() -> None:
-        with reading(engine) as session:
-            load_top_contexts(session, FeatureId(sae=sae.slug, index=draw.randrange(n)))
-
-    # equality before time
+def check_equal(engine: Engine, plain: sqlite3.Connection, found: list[TopContexts]) -> None:
+    """Both stores give back what was saved, and the page by score is what a plain sort finds."""
+    n = len(found)
+    best = dict.fromkeys(range(n), -1.0)
+    for score in some_scores(n, SLUG):
+        best[score.feature.index] = max(best[score.feature.index], score.rate_gap.value)
+    expected = sorted(best, key=lambda index: (-best[index], index))[:50]
     with reading(engine) as session:
+        assert [row.index for row in list_features(session, SLUG, sort=FeatureSort.SCORE).rows] == expected
         for index in random.Random(3).sample(range(n), min(n, 200)):
-            kept = load_feature(session, found[index].feature).top_contexts
+            kept = load_top_contexts(session, found[index].feature)
             assert kept is not None
             assert kept.record == found[index]
-            assert plain_read(connection, index) == found[index].contexts
-        best = {one.feature.index: 0.0 for one in found}
-        for score in some_scores(n, sae.slug):
-            best[score.feature.index] = max(best[score.feature.index], score.rate_gap.value)
-        expected = sorted(best, key=lambda index: (-best[index], index))[:50]
-        assert [row.index for row in list_features(session, sae.slug, sort=FeatureSort.SCORE).rows] == expected
+            assert plain_read(plain, index) == found[index].contexts
 
-    def page(sort: FeatureSort) -> Callable[[], None]:
-        def read() -> None:
+
+def measure_reading(engine: Engine, plain: sqlite3.Connection, n: int) -> dict[str, Any]:
+    """Figures of every way of reading."""
+    draw = random.Random(2)
+
+    def read(what: Callable[[Session], object]) -> Callable[[], None]:
+        def do() -> None:
             with reading(engine) as session:
-                list_features(session, sae.slug, sort=sort)
+                what(session)
 
-        return read
+        return do
+
+    def any_feature() -> FeatureId:
+        return FeatureId(sae=SLUG, index=draw.randrange(n))
+
+    return {
+        "read_contexts": measure(read(lambda session: load_top_contexts(session, any_feature())), inner=100),
+        "plain_read_contexts": measure(lambda: plain_read(plain, draw.randrange(n)), inner=100),
+        "read_everything": measure(read(lambda session: load_feature(session, any_feature())), inner=100),
+        "page_by_index": measure(read(lambda session: list_features(session, SLUG)), inner=5),
+        "page_by_density": measure(
+            read(lambda session: list_features(session, SLUG, sort=FeatureSort.DENSITY)), inner=5
+        ),
+        "page_by_score": measure(read(lambda session: list_features(session, SLUG, sort=FeatureSort.SCORE)), inner=5),
+    }
+
+
+def measure_writing(folder: Path, found: list[TopContexts]) -> dict[str, Any]:
+    """Figures of writing all contexts into an empty store."""
 
     def write() -> None:
-        fresh, _ = new_store(folder, n)
+        fresh = new_store(folder, len(found))
         with writing(fresh) as session:
             save_top_contexts(session, found, run_id=RUN)
         checkpoint(fresh)
@@ -231,21 +237,30 @@ def bench(n: int, folder: Path) -> dict[str, Any]:
         path.unlink(missing_ok=True)
         plain_write(path, iter(found))
 
+    return {"write_all": measure(write), "plain_write_all": measure(write_plainly, repeats=1)}
+
+
+def bench(n: int, folder: Path) -> dict[str, Any]:
+    """All figures for an SAE of n features."""
+    found = list(some_features(n, SLUG))
+    plain_path = folder / f"plain-{n}.db"
+    plain_write(plain_path, iter(found))
+    plain = sqlite3.connect(plain_path)
+    engine = new_store(folder, n)
+    with writing(engine) as session:
+        save_top_contexts(session, found, run_id=RUN)
+        save_concept_scores(session, some_scores(n, SLUG), run_id=RUN)
+    checkpoint(engine)
+    check_equal(engine, plain, found)
     figures = {
         "n_features": n,
-        "file_mb": round(size / 1e6, 1),
-        "plain_file_mb": round(plain.stat().st_size / 1e6, 1),
-        "read_contexts": measure(read_contexts, inner=100),
-        "plain_read_contexts": measure(lambda: plain_read(connection, draw.randrange(n)), inner=100),
-        "read_everything": measure(read_one, inner=100),
-        "page_by_index": measure(page(FeatureSort.INDEX), inner=5),
-        "page_by_density": measure(page(FeatureSort.DENSITY), inner=5),
-        "page_by_score": measure(page(FeatureSort.SCORE), inner=5),
-        "write_all": measure(write),
-        "plain_write_all": measure(write_plainly, repeats=1),
+        "file_mb": round(Path(str(engine.url.database)).stat().st_size / 1e6, 1),
+        "plain_file_mb": round(plain_path.stat().st_size / 1e6, 1),
+        **measure_reading(engine, plain, n),
+        **measure_writing(folder, found),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
-    connection.close()
+    plain.close()
     engine.dispose()
     return figures
 

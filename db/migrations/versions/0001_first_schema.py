@@ -13,7 +13,17 @@ depends_on = None
 TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
-def upgrade() -> None:  # one table after another, in the order of their references
+def upgrade() -> None:  # in the order of their references
+    _runs_concepts_models_saes()
+    _features_and_facts()
+    _sae_scores()
+    _concept_scores()
+    _contexts()
+    _explanations()
+    create_search(op.get_bind())
+
+
+def _runs_concepts_models_saes() -> None:
     op.create_table(
         "run",
         sa.Column("run_id", TEXT, nullable=False),
@@ -73,6 +83,8 @@ def upgrade() -> None:  # one table after another, in the order of their referen
     )
     op.create_index(op.f("ix_sae_model_id"), "sae", ["model_id"], unique=False)
 
+
+def _features_and_facts() -> None:
     op.create_table(
         "feature",
         sa.Column("sae_key", sa.Integer(), nullable=False),
@@ -101,6 +113,9 @@ def upgrade() -> None:  # one table after another, in the order of their referen
         sa.ForeignKeyConstraint(["sae_key"], ["sae.sae_key"], name=op.f("fk_sae_facts_sae_key_sae")),
         sa.PrimaryKeyConstraint("sae_key", name=op.f("pk_sae_facts")),
     )
+
+
+def _sae_scores() -> None:
     op.create_table(
         "sae_score",
         sa.Column("sae_key", sa.Integer(), nullable=False),
@@ -135,6 +150,8 @@ def upgrade() -> None:  # one table after another, in the order of their referen
     )
     op.create_index(op.f("ix_sae_score_concept"), "sae_score", ["concept"], unique=False)
 
+
+def _concept_scores() -> None:
     op.create_table(
         "concept_score",
         sa.Column("sae_key", sa.Integer(), nullable=False),
@@ -178,6 +195,8 @@ def upgrade() -> None:  # one table after another, in the order of their referen
         unique=False,
     )
 
+
+def _contexts() -> None:
     op.create_table(
         "contexts",
         sa.Column("sae_key", sa.Integer(), nullable=False),
@@ -199,6 +218,9 @@ def upgrade() -> None:  # one table after another, in the order of their referen
         ),
         sa.PrimaryKeyConstraint("sae_key", "feature_index", name=op.f("pk_contexts")),
     )
+
+
+def _explanations() -> None:
     op.create_table(
         "explanation",
         sa.Column("explanation_key", sa.Integer(), nullable=False),
@@ -248,4 +270,3 @@ def upgrade() -> None:  # one table after another, in the order of their referen
         sa.ForeignKeyConstraint(["run_id"], ["run.run_id"], name=op.f("fk_explanation_score_run_id_run")),
         sa.PrimaryKeyConstraint("explanation_key", "method", name=op.f("pk_explanation_score")),
     )
-    create_search(op.get_bind())
