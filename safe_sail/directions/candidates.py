@@ -183,7 +183,7 @@ def score_cells(handle: HookedModel, prepared: Prepared, found: Differences, set
         prepared.harmless_validation,
         layers={cell.layer for cell in tried},
         refusal_ids=[token.token_id for token in prepared.refusal_tokens],
-        batch_rows=settings.batch_rows,
+        batch_rows=settings.pack_rows,
     )
     induced = dict(zip(((cell.position, cell.layer) for cell in tried), scorer.induce(tried), strict=True))
     worth = [

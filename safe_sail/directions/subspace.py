@@ -87,7 +87,7 @@ def repeated_basis(
         prepared.harmless_validation,
         layers=(),
         refusal_ids=[token.token_id for token in prepared.refusal_tokens],
-        batch_rows=settings.batch_rows,
+        batch_rows=settings.pack_rows,
     )
     n_positions = prepared.template.n_positions
     basis: Tensor | None = None
@@ -137,7 +137,7 @@ def rank_effect(
         prepared.harmless_validation,
         layers=(),
         refusal_ids=[token.token_id for token in prepared.refusal_tokens],
-        batch_rows=settings.batch_rows,
+        batch_rows=settings.pack_rows,
     )
     last = Candidate(-1, 0, basis[-1])
     scores = scorer.ablate([last], basis[:-1] if rank > 1 else None)[0]
