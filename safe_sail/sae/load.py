@@ -11,12 +11,15 @@ SAELens costs seven seconds and a gigabyte to import, so it is imported inside t
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from safe_sail.errors import (
     BadInput,
@@ -32,8 +35,8 @@ from safe_sail.model.load import check_device
 from safe_sail.sae.checkpoint import CheckpointForm, load_checkpoint
 from safe_sail.sae.form import SaeWeights
 from safe_sail.sae.handle import SAEHandle
-from safe_sail.sae.metadata import read_metadata, require_types, same_model, slug_of
-from safe_sail.sites import Site
+from safe_sail.sae.metadata import BEFORE_GAIN, read_metadata, require_types, same_model, slug_of
+from safe_sail.sites import Site, SiteKind
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -52,12 +55,15 @@ def load_sae(
     out_site: Site | None = None,
     slug: str | None = None,
     checkpoint: CheckpointForm | None = None,
+    norm_gain: Float[Tensor, " d_in"] | None = None,
+    norm_bias: Float[Tensor, " d_in"] | None = None,
 ) -> SAEHandle:
     """The SAE at a folder, a checkpoint file or a registry name (`gpt2-small-res-jb/blocks.8.hook_resid_pre`).
 
     `expect_model_id` and `d_site` are the model's id and the width of its site; given, they are compared with what the
     SAE was trained for. `site` and `out_site` stand in where the metadata's hook name is unknown or ambiguous, and may
-    not contradict it. `checkpoint` is needed for a checkpoint file, which holds numbers only.
+    not contradict it. `checkpoint` is needed for a checkpoint file, which holds numbers only. `norm_gain` (for Gemma
+    1 + weight) and `norm_bias` are those of the MLP's norm, for transcoders that read before them; they are folded in.
 
     Raises:
         FileMissing: the folder, the file or one of its two files does not exist.
@@ -68,20 +74,21 @@ def load_sae(
         SaeWidthMismatch: it reads another width than the site's.
         SaeLoadError: the registry has no such name, or the hub could not be reached.
         DeviceUnavailable: this machine lacks the device.
-        BadInput: the type is no floating point type.
+        BadInput: the type is no floating point type, or the norm's gain does not fit.
     """
     check_device(device)
     if not dtype.is_floating_point:
         raise BadInput(f"an SAE computes in a floating point type; got {dtype}.")
     path = Path(source).expanduser()
+    norm = None if norm_gain is None else (norm_gain, norm_bias)
     if path.is_dir():
-        sae = _read_folder(path, device, dtype)
-        handle = _handle_of(sae, slug or slug_of(path.resolve().name), None, path.resolve().name, site, out_site)
+        sae, name = _read_folder(path, device, dtype), path.resolve().name
+        handle = _handle_of(sae, slug or slug_of(name), (None, name), (site, out_site), norm)
     elif path.is_file():
-        if checkpoint is None or site is None:
+        if checkpoint is None or site is None or norm is not None:
             raise SaeMetadataUnsupported(
                 f"`{path}` is a checkpoint file, which says neither its site nor its formula; give `site` and "
-                f"`checkpoint`, or the folder with {CONFIG_FILE} and {WEIGHTS_FILE}."
+                f"`checkpoint` and no `norm_gain`, or the folder with {CONFIG_FILE} and {WEIGHTS_FILE}."
             )
         handle = load_checkpoint(path, checkpoint, site=site, slug=slug, device=device, dtype=dtype)
     elif isinstance(source, Path) or str(source).startswith(("/", ".", "~")) or "/" not in str(source):
@@ -92,7 +99,7 @@ def load_sae(
     else:
         release, sae_id = find_in_registry(str(source))
         sae = _read_registry(release, sae_id, device, dtype)
-        handle = _handle_of(sae, slug or slug_of(f"{release}.{sae_id}"), release, sae_id, site, out_site)
+        handle = _handle_of(sae, slug or slug_of(f"{release}.{sae_id}"), (release, sae_id), (site, out_site), norm)
     _require_model(handle, expect_model_id)
     _require_width(handle, d_site, expect_model_id)
     return handle
@@ -220,28 +227,70 @@ def _read_registry(release: str, sae_id: str, device: torch.device | str, dtype:
                 f"`{release}/{sae_id}` could not be fetched from the model hub ({type(error).__name__}: "
                 f"{str(error).splitlines()[0]}). Connect, or give the folder of a copy."
             ) from error
+        except (RuntimeError, SafetensorError) as error:
+            raise DamagedWeights(f"the files of `{release}/{sae_id}` do not fit its configuration: {error}") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise SaeMetadataUnsupported(f"SAELens refuses `{release}/{sae_id}`: {error}") from error
 
 
 # 4. translate
 
 
 def _handle_of(
-    sae: Any, slug: str, release: str | None, sae_id: str, site: Site | None, out_site: Site | None
+    sae: Any,
+    slug: str,
+    origin: tuple[str | None, str],
+    sites: tuple[Site | None, Site | None],
+    norm: tuple[Tensor, Tensor | None] | None,
 ) -> SAEHandle:
-    metadata = read_metadata(sae.cfg.to_dict(), slug=slug, release=release, sae_id=sae_id, site=site, out_site=out_site)
+    config = sae.cfg.to_dict()
     tensors = {name: tensor.detach() for name, tensor in sae.state_dict().items()}
-    fields = set(SaeWeights.__dataclass_fields__)
-    unknown = sorted(set(tensors) - fields)
+    unknown = sorted(set(tensors) - set(SaeWeights.__dataclass_fields__))
+    site, notes = sites[0], []
+    if norm is not None:
+        before_gain = BEFORE_GAIN.fullmatch(str(config["metadata"].get("hook_name")))
+        if before_gain is None or "transcoder" not in str(config["architecture"]):
+            raise SaeMetadataUnsupported(
+                f"SAE {slug} takes no norm_gain: it is no transcoder that reads before a gain."
+            )
+        site = site or Site(SiteKind.MLP_IN, int(before_gain[1]))
+        notes.append("Its encoder was divided by the gain of the norm before the MLP; it was trained before that gain.")
+    if origin[0] is not None and "clt" in f"{origin[0]}/{origin[1]}":
+        notes.append(
+            "It is one layer of a cross-layer transcoder; what it writes is a sum over the layers it writes to."
+        )
+    metadata = read_metadata(config, slug=slug, release=origin[0], sae_id=origin[1], site=site, out_site=sites[1])
     if unknown:
         raise SaeMetadataUnsupported(f"SAE {slug} has tensors whose meaning is not known: {', '.join(unknown)}.")
+    weights = SaeWeights(**tensors)
     return SAEHandle(
         metadata.ref,
-        SaeWeights(**tensors),
+        weights if norm is None else _folded(weights, *norm, slug=slug),
         metadata.form,
         out_site=metadata.out_site,
         prepend_bos=metadata.prepend_bos,
         context_size=metadata.context_size,
-        notes=metadata.notes,
+        notes=(*metadata.notes, *notes),
+    )
+
+
+def _folded(weights: SaeWeights, gain: Tensor, bias: Tensor | None, *, slug: str) -> SaeWeights:
+    """The same transcoder reading after the norm: with x = gain * y + bias, y W = (x - bias) (W / gain)."""
+    shape = weights.W_enc.shape[:1]
+    if gain.shape != shape or (bias is not None and bias.shape != shape) or bool((gain == 0).any()):
+        raise BadInput(
+            f"SAE {slug}: the norm's gain and bias are {shape[0]} numbers, no gain 0; got {list(gain.shape)}."
+        )
+    gain = gain.detach().to(weights.W_enc)
+    shift = torch.zeros_like(gain) if bias is None else bias.detach().to(weights.W_enc)
+    W_enc = weights.W_enc / gain[:, None]
+    assert weights.b_enc is not None
+    skip = weights.W_skip
+    if skip is None:
+        return replace(weights, W_enc=W_enc, b_enc=weights.b_enc - shift @ W_enc)
+    skip = skip / gain
+    return replace(
+        weights, W_enc=W_enc, b_enc=weights.b_enc - shift @ W_enc, W_skip=skip, b_dec=weights.b_dec - skip @ shift
     )
 
 

@@ -38,13 +38,22 @@ _INPUT_NORMS: Final[Mapping[str, InputNorm]] = {
 _AMBIGUOUS_HOOKS: Final = (
     (
         re.compile(r"blocks\.\d+\.ln\d\.hook_normalized"),
-        "is taken before the norm's gain, the site `mlp_in` after it, and the SAE does not carry the gain",
+        "is taken before the norm's gain, the site `mlp_in` after it, and the SAE does not carry the gain (for a "
+        "transcoder, give `norm_gain`)",
     ),
     (
         re.compile(r"blocks\.\d+\.hook_mlp_in"),
         "is the residual stream before the norm in TransformerLens, while SAELens also writes it for inputs after it",
     ),
 )
+
+BEFORE_GAIN: Final = re.compile(r"blocks\.(\d+)\.ln2\.hook_normalized")
+"""TransformerLens' name of the MLP's input before its norm's gain."""
+
+_MLP_INPUT_MODULE: Final = re.compile(
+    r"(?:model\.)?(?:language_model\.)?layers\.(\d+)\.pre_feedforward_layernorm\.output"
+)
+"""Module whose output is the MLP's input, in the words of `hf_hook_name`; settles what `hook_mlp_in` means."""
 
 _IN_THE_STREAM: Final = frozenset(
     {
@@ -85,6 +94,7 @@ _TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
     "model_name": str,
     "hook_name": str,
     "hook_name_out": str,
+    "hf_hook_name": str,
     "hook_head_index": int,
     "hook_head_index_out": int,
     "model_from_pretrained_kwargs": dict,
@@ -214,6 +224,9 @@ def _site_of(metadata: Mapping[str, Any], key: str, given: Site | None, slug: st
         return given
     for pattern, reason in _AMBIGUOUS_HOOKS:
         if pattern.fullmatch(name):
+            module = _MLP_INPUT_MODULE.fullmatch(metadata.get("hf_hook_name") or "")
+            if module and key == "hook_name" and name == f"blocks.{module[1]}.hook_mlp_in":
+                return _agreed(Site(SiteKind.MLP_IN, int(module[1])), given, key, name, slug)
             if given is None:
                 raise SaeMetadataUnsupported(
                     f"SAE {slug}: {key} `{name}` {reason}. Give `{argument}` if you know which value it was trained on."
@@ -227,12 +240,16 @@ def _site_of(metadata: Mapping[str, Any], key: str, given: Site | None, slug: st
             raise SaeMetadataUnsupported(f"SAE {slug}: {error}") from error
         notes.append(f"Its {key} `{name}` was taken to mean `{given}` by whoever loaded it.")
         return given
-    if given is not None and given != found:
-        raise SaeMetadataUnsupported(f"SAE {slug}: {key} `{name}` means `{found}`, `{argument}` says `{given}`.")
     if name == "hook_embed":
         notes.append(
             "It reads token embeddings without position embeddings; `embed` includes them where a model adds them."
         )
+    return _agreed(found, given, key, name, slug)
+
+
+def _agreed(found: Site, given: Site | None, key: str, name: str, slug: str) -> Site:
+    if given is not None and given != found:
+        raise SaeMetadataUnsupported(f"SAE {slug}: {key} `{name}` means `{found}`, the caller says `{given}`.")
     return found
 
 

@@ -178,5 +178,5 @@ def test_tensors_that_do_not_fit_each_other_are_damaged(tmp_path: Path) -> None:
 
 
 def test_checkpoint_without_its_form_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SaeMetadataUnsupported, match="give `site` and `checkpoint`"):
+    with pytest.raises(SaeMetadataUnsupported, match="give `site` and `checkpoint` and no `norm_gain`"):
         load_sae(write(tmp_path / "a.pt", stacked()))

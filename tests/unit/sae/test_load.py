@@ -264,7 +264,7 @@ def test_named_site_stands_in_for_an_ambiguous_hook_and_is_noted(tmp_path: Path)
 
 
 def test_named_site_may_not_contradict_the_metadata(tmp_path: Path) -> None:
-    with pytest.raises(SaeMetadataUnsupported, match=r"means `resid_post.1`, `site` says `resid_post.2`"):
+    with pytest.raises(SaeMetadataUnsupported, match=r"means `resid_post.1`, the caller says `resid_post.2`"):
         load_sae(write_folder(tmp_path), site=Site.parse("resid_post.2"))
 
 
@@ -386,3 +386,52 @@ def test_device_that_is_not_there_and_type_without_fractions_are_refused(tmp_pat
         load_sae(tmp_path, device="cuda:99")
     with pytest.raises(BadInput, match="floating point"):
         load_sae(tmp_path, dtype=torch.int64)
+
+
+def test_module_name_settles_what_an_ambiguous_hook_means(tmp_path: Path) -> None:
+    names = {"hook_name": "blocks.7.hook_mlp_in", "hook_name_out": "blocks.7.hook_mlp_out"}
+    write_transcoder(tmp_path, **names, hf_hook_name="model.layers.7.pre_feedforward_layernorm.output")
+
+    assert load_sae(tmp_path).site == Site.parse("mlp_in.7")
+    with pytest.raises(SaeMetadataUnsupported, match="the caller says"):
+        load_sae(tmp_path, site=Site.parse("resid_mid.7"))
+    write_transcoder(tmp_path, **names, hf_hook_name="model.layers.8.pre_feedforward_layernorm.output")
+    with pytest.raises(SaeMetadataUnsupported, match="residual stream before the norm"):
+        load_sae(tmp_path)
+
+
+BEFORE_GAIN = {"hook_name": "blocks.1.ln2.hook_normalized", "hook_name_out": "blocks.1.hook_mlp_out"}
+
+
+@pytest.mark.parametrize("architecture", ["transcoder", "skip_transcoder"])
+def test_gain_of_the_norm_is_folded_into_a_transcoder_that_reads_before_it(architecture: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(4)
+    before, gain, bias = (torch.randn(*shape, generator=generator) for shape in ((5, D_IN), (D_IN,), (D_IN,)))
+    tensors = {"W_skip": torch.randn(D_IN, D_IN, generator=generator)} if architecture == "skip_transcoder" else {}
+    folder = write_folder(
+        tmp_path,
+        metadata=BEFORE_GAIN,
+        architecture=architecture,
+        tensors=tensors,
+        apply_b_dec_to_input=False,
+        d_out=D_IN,
+    )
+    unfolded = load_sae(folder, site=Site.parse("mlp_in.1"))
+
+    folded = load_sae(folder, norm_gain=gain, norm_bias=bias)
+
+    # division by gains as small as 0.1 multiplies the rounding by as much
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(folded.encode(before * gain + bias), unfolded.encode(before), **close)
+    torch.testing.assert_close(folded.reconstruct(before * gain + bias), unfolded.reconstruct(before), **close)
+    assert folded.site == Site.parse("mlp_in.1")
+    assert any("gain" in note for note in folded.notes)
+
+
+def test_gain_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    write_transcoder(tmp_path / "a", **BEFORE_GAIN)
+    for gain in (torch.ones(D_IN + 1), torch.zeros(D_IN)):
+        with pytest.raises(BadInput, match="are 6 numbers, no gain 0"):
+            load_sae(tmp_path / "a", norm_gain=gain)
+    with pytest.raises(SaeMetadataUnsupported, match="takes no norm_gain"):
+        load_sae(write_folder(tmp_path / "b"), norm_gain=torch.ones(D_IN))
