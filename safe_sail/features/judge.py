@@ -1,0 +1,280 @@
+"""Scores of explanations by a language model that simulates the feature on contexts the explainer never saw.
+
+1. A feature's contexts are put into an order that does not tell, and cut into calls that fit their limit.
+2. Controls first: the contexts of some features are judged with another feature's explanation.
+3. In rounds, every feature that is not decided is asked about its next contexts; truth and prediction of all its calls
+   are compared by one correlation with its interval over contexts. A feature is decided once the interval is narrow
+   enough, its contexts are used up, or the allowed calls are made.
+4. A failed call fails its feature: it never counts as silence. Constant truth or prediction has no correlation and is
+   a failure of its own kind.
+"""
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import partial
+from typing import NamedTuple
+from zlib import crc32
+
+import torch
+from pydantic import BaseModel
+
+from safe_sail.errors import BadRecord
+from safe_sail.features.agreement import pooled_correlation
+from safe_sail.features.judge_prompts import (
+    JudgedFeature,
+    SegmentReply,
+    TokenReply,
+    read_segments,
+    read_tokens,
+    segments_of,
+    segments_prompt,
+    tokens_prompt,
+    true_levels,
+)
+from safe_sail.features.prompts import Prompt, Window, cut
+from safe_sail.llm.client import ChatClient
+from safe_sail.llm.exchange import Answered, ChatRequest, Failed, Message, Spending
+from safe_sail.llm.tokens import estimate_tokens
+from safe_sail.records import Context, Estimate, Explanation, ExplanationScore, FeatureId, JudgeMethod
+from safe_sail.settings import JudgeSettings
+
+CONSTANT = "constant"
+"""Reason of a feature whose truth or prediction is the same everywhere it was judged."""
+NO_CONTEXT = "no_context"
+"""Reason of a feature without a context that fits into a call."""
+NO_CONTROL = "no_control"
+"""Reason where no other feature's explanation could be judged: there is one feature only, or all such calls failed."""
+
+
+class JudgeTask(NamedTuple):
+    """An explanation and the contexts that judge it, active and silent ones; its explainer saw none of them."""
+
+    explanation: Explanation
+    contexts: tuple[Context, ...]
+    scale: float
+    """Activation of level 10."""
+
+
+class Judged(NamedTuple):
+    """A score and what it cost."""
+
+    score: ExplanationScore
+    n_calls: int
+    spending: Spending
+
+
+class NotJudged(NamedTuple):
+    """A feature that ended without a score."""
+
+    feature: FeatureId
+    reason: str
+    """A `FailureReason`, `constant`, `no_context` or `no_control`."""
+    message: str
+    raw: str | None
+    spending: Spending
+
+
+@dataclass(slots=True)
+class _Progress:
+    """One explanation on its way to a score."""
+
+    name: str
+    task: JudgeTask
+    text: str
+    """What is judged: the feature's explanation, or another's in a control."""
+    calls: list[tuple[Context, ...]]
+    """Contexts of each call."""
+    truth: list[Sequence[float]] = field(default_factory=list)
+    predicted: list[Sequence[float]] = field(default_factory=list)
+    spending: Spending = field(default_factory=lambda: Spending(cost=Decimal(0)))
+    n_asked: int = 0
+    failed: Failed | None = None
+    score: Estimate | None = None
+
+    @property
+    def feature(self) -> FeatureId:
+        return self.task.explanation.feature
+
+
+async def judge_explanations(
+    tasks: Iterable[JudgeTask],
+    client: ChatClient,
+    settings: JudgeSettings,
+    *,
+    seed: int,
+    control: Estimate | None = None,
+) -> AsyncGenerator[Judged | NotJudged, None]:
+    """How each explanation ended: its score beside the run's control, or the reason why there is none.
+
+    The seed decides order and resamples by feature, not by their sequence, so that a resumed run asks the same.
+    `control` is that of an earlier part of the run; None measures it now. Without one nothing is judged.
+
+    Raises:
+        BadRecord: a feature comes twice.
+    """
+    everything = list(tasks)
+    names = [str(task.explanation.feature) for task in everything]
+    if len(set(names)) != len(names):
+        raise BadRecord("a feature comes twice; each is judged once.")
+    control = control or await _control(everything, client, settings, seed)
+    waiting = []
+    for task in everything:
+        progress = _Progress(str(task.explanation.feature), task, task.explanation.text, [])
+        progress.calls = _calls(progress, settings, seed)
+        if control is None:
+            message = "no explanation of another feature could be judged beside it: a score needs its control."
+            yield NotJudged(progress.feature, NO_CONTROL, message, None, Spending(cost=Decimal(0)))
+        elif not progress.calls:
+            message = f"none of {len(task.contexts)} contexts fits into {settings.max_prompt_tokens} tokens."
+            yield NotJudged(progress.feature, NO_CONTEXT, message, None, Spending(cost=Decimal(0)))
+        else:
+            waiting.append(progress)
+    if control is None:
+        return
+    for number in range(settings.max_calls):
+        async with aclosing(_one_round(waiting, number, client, settings, seed)) as asked:
+            waiting = []
+            async for progress in asked:
+                if _is_decided(progress, number, settings):
+                    yield _ended(progress, control, settings)
+                else:
+                    waiting.append(progress)
+        if not waiting:
+            return
+
+
+async def _control(
+    tasks: Sequence[JudgeTask], client: ChatClient, settings: JudgeSettings, seed: int
+) -> Estimate | None:
+    """What explanations of other features reach, n counting explanations; None where none could be asked.
+
+    An explanation that predicts the same everywhere counts 0: as a prediction it is worth nothing. A failed call counts
+    not at all. The interval holds 95 % of the controls.
+    """
+    if len(tasks) < 2:
+        return None
+    chosen = torch.randperm(len(tasks), generator=_generator(seed, "control"))[: settings.n_controls].tolist()
+    others = [_Progress(f"control/{place}", tasks[place], tasks[place - 1].explanation.text, []) for place in chosen]
+    for progress in others:
+        progress.calls = _calls(progress, settings, seed)
+    values = []
+    async with aclosing(_one_round([p for p in others if p.calls], 0, client, settings, seed)) as asked:
+        async for progress in asked:
+            if progress.failed is None:
+                values.append(0.0 if progress.score is None else progress.score.value)
+    if not values:
+        return None
+    reached = torch.tensor(values, dtype=torch.float64)
+    low, high = reached.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    mean = float(reached.mean())
+    return Estimate(value=mean, low=min(low, mean), high=max(high, mean), n=len(values))
+
+
+async def _one_round(
+    waiting: Sequence[_Progress], number: int, client: ChatClient, settings: JudgeSettings, seed: int
+) -> AsyncGenerator[_Progress, None]:
+    """Each after its call of this number, scored over all its calls."""
+    by_id = {f"{progress.name}#{number}": progress for progress in waiting}
+    requests = (_request(name, progress, number, settings) for name, progress in by_id.items())
+    async with aclosing(client.ask_all(requests)) as outcomes:
+        async for outcome in outcomes:
+            progress = by_id[outcome.request_id]
+            progress.spending = progress.spending.plus(outcome.spending)
+            progress.n_asked += 1
+            if isinstance(outcome, Answered):
+                assert outcome.reply is not None
+                _take(progress, number, outcome.reply, settings)
+                progress.score = pooled_correlation(
+                    progress.truth,
+                    progress.predicted,
+                    generator=_generator(seed, progress.name),
+                    n_resamples=settings.n_bootstrap,
+                )
+            else:
+                progress.failed = outcome
+            yield progress
+
+
+def _calls(progress: _Progress, settings: JudgeSettings, seed: int) -> list[tuple[Context, ...]]:
+    """Contexts of each call, in an order drawn anew for each feature; what fits into no call is left out."""
+    window = Window(before=settings.tokens_before, after=settings.tokens_after)
+    drawn = torch.randperm(len(progress.task.contexts), generator=_generator(seed, str(progress.feature))).tolist()
+    calls: list[tuple[Context, ...]] = []
+    call: tuple[Context, ...] = ()
+    for place in drawn:
+        context = cut(progress.task.contexts[place], window)
+        if call and (len(call) == settings.n_contexts or not _fits((*call, context), progress, settings)):
+            calls.append(call)
+            call = ()
+        if _fits((*call, context), progress, settings):
+            call = (*call, context)
+    return [*calls, call] if call else calls
+
+
+def _fits(contexts: tuple[Context, ...], progress: _Progress, settings: JudgeSettings) -> bool:
+    prompt = _prompt(JudgedFeature(progress.text, contexts), settings)
+    return estimate_tokens(prompt.system) + estimate_tokens(prompt.user) <= settings.max_prompt_tokens
+
+
+def _prompt(judged: JudgedFeature, settings: JudgeSettings) -> Prompt:
+    return tokens_prompt([judged]) if settings.by_tokens else segments_prompt([judged])
+
+
+def _request(name: str, progress: _Progress, number: int, settings: JudgeSettings) -> ChatRequest:
+    judged = JudgedFeature(progress.text, progress.calls[number])
+    prompt = _prompt(judged, settings)
+    return ChatRequest(
+        request_id=name,
+        messages=(Message("system", prompt.system), Message("user", prompt.user)),
+        prompt_version=prompt.version,
+        reply_type=TokenReply if settings.by_tokens else SegmentReply,
+        check=partial(_read, judged=judged),
+        max_tokens=settings.max_reply_tokens,
+    )
+
+
+def _read(reply: BaseModel, judged: JudgedFeature) -> list[Sequence[float]]:
+    if isinstance(reply, TokenReply):
+        return [list(map(float, levels)) for levels in read_tokens(reply, [judged])[0]]
+    assert isinstance(reply, SegmentReply)
+    return [list(map(float, active)) for active in read_segments(reply, [judged])[0]]
+
+
+def _take(progress: _Progress, number: int, reply: BaseModel, settings: JudgeSettings) -> None:
+    contexts = progress.calls[number]
+    for context, predicted in zip(contexts, _read(reply, JudgedFeature(progress.text, contexts)), strict=True):
+        levels = [float(level) for level in true_levels(context, progress.task.scale)]
+        progress.truth.append(levels if settings.by_tokens else [float(s.active) for s in segments_of(context)])
+        progress.predicted.append(predicted)
+
+
+def _is_decided(progress: _Progress, number: int, settings: JudgeSettings) -> bool:
+    last = number + 1 >= min(settings.max_calls, len(progress.calls))
+    narrow = progress.score is not None and progress.score.high - progress.score.low <= settings.enough_width
+    return last or narrow or progress.failed is not None
+
+
+def _ended(progress: _Progress, control: Estimate, settings: JudgeSettings) -> Judged | NotJudged:
+    failed, explanation = progress.failed, progress.task.explanation
+    if failed is not None:
+        return NotJudged(progress.feature, failed.reason, failed.message, failed.raw, progress.spending)
+    if progress.score is None:
+        message = f"truth or prediction is the same everywhere in {len(progress.truth)} contexts."
+        return NotJudged(progress.feature, CONSTANT, message, None, progress.spending)
+    score = ExplanationScore(
+        feature=progress.feature,
+        explainer=explanation.explainer,
+        prompt_version=explanation.prompt_version,
+        method=JudgeMethod.TOKEN_SIMULATION if settings.by_tokens else JudgeMethod.SEGMENT_SIMULATION,
+        score=progress.score,
+        control=control,
+        n_excluded=0,
+    )
+    return Judged(score, progress.n_asked, progress.spending)
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    # torch's CPU generator keeps 32 bits of a seed only, so both go into one hash
+    return torch.Generator().manual_seed(crc32(f"{seed}/{name}".encode()))
