@@ -38,7 +38,7 @@ class FeatureForm(FeatureQuery):
 @router.get("/")
 def overview(session: SessionDep, concept: Annotated[str | None, Query(max_length=200)] = None) -> str:
     """SAEs: reconstruction and the matrix of concepts, or the ranking for one concept."""
-    concepts = list_concepts(session)
+    concepts = sorted(list_concepts(session), key=lambda one: not one.harmful)
     chosen = next((one for one in concepts if one.name == concept), None)
     if concept and chosen is None:
         raise NotFound(f"no concept is called `{concept}`; the SAEs' page lists those in the database.")

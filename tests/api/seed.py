@@ -101,7 +101,7 @@ def _sae(slug: str) -> SaeRef:
 
 
 def _sae_score(slug: str, concept: str, position: int, rank: int) -> SaeScore:
-    gap = max(0.97 - 0.24 * position - 0.05 * ((rank * 3) % 5), 0.03)
+    gap = max(0.97 - 0.34 * position - 0.05 * ((rank * 3) % 5), 0.03)
     return SaeScore(
         sae=slug, concept=concept, best_feature=FeatureId(sae=slug, index=3 + 4 * rank if rank != 1 else 7),
         auroc=estimate(min(0.52 + gap / 2, 0.996), 128), rate_gap=estimate(gap, 128), f1=estimate(gap, 128),
