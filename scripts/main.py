@@ -45,7 +45,7 @@ class LazyCommands(TyperGroup):
 
     def resolve_command(self, ctx, args):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D102
         name, stand_in, rest = super().resolve_command(ctx, args)
-        return name, stand_in if stand_in is None else _load(name), rest
+        return name, None if name is None or stand_in is None else _load(name), rest
 
 
 def _load(name: str) -> TyperCommand:
