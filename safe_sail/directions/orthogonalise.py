@@ -90,7 +90,7 @@ def weights_gap(handle: HookedModel, batch: TokenBatch, basis: Float[Tensor, "ra
     if not gap <= MAX_GAP * max(1.0, largest):
         raise OrthogonaliseRefused(
             f"{handle.model_id}: edited weights and ablation by hooks differ by {gap:.3g} of logits up to "
-            f"{largest:.3g}, expected at most {MAX_GAP * max(1.0, largest):.3g}; something writes into the stream that the "
-            f"table of architectures does not name."
+            f"{largest:.3g}, expected at most {MAX_GAP * max(1.0, largest):.3g}; something writes into the stream "
+            f"that the table of architectures does not name."
         )
     return gap
