@@ -35,7 +35,7 @@ class FeatureForm(FeatureQuery):
         return any(bound is not None for bound in bounds)
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 def overview(session: SessionDep, concept: Annotated[str | None, Query(max_length=200)] = None) -> str:
     """SAEs: reconstruction and the matrix of concepts, or the ranking for one concept."""
     concepts = sorted(list_concepts(session), key=lambda one: not one.harmful)
@@ -50,7 +50,7 @@ def overview(session: SessionDep, concept: Annotated[str | None, Query(max_lengt
     return render("overview.html", rows=lines, concepts=concepts, chosen=chosen, gaps=gaps)
 
 
-@router.get("/saes/{sae}")
+@router.api_route("/saes/{sae}", methods=["GET", "HEAD"])
 def features(session: SessionDep, settings: SettingsDep, sae: SaeSlug, form: Annotated[FeatureForm, Query()]) -> str:
     """Features of one SAE with the filters as a form."""
     listing = find_listing(session, sae)
@@ -72,7 +72,7 @@ def features(session: SessionDep, settings: SettingsDep, sae: SaeSlug, form: Ann
     )
 
 
-@router.get("/saes/{sae}/features/{index}")
+@router.api_route("/saes/{sae}/features/{index}", methods=["GET", "HEAD"])
 def feature(session: SessionDep, sae: SaeSlug, index: FeatureIndex) -> str:
     """One feature: explanation, concept scores, activations and contexts."""
     bundle = load_feature(session, FeatureId(sae=sae, index=index))

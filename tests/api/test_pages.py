@@ -82,6 +82,11 @@ def test_a_browser_gets_problems_as_a_page_and_a_program_as_json(client: TestCli
     assert client.get(path).headers["content-type"] == "application/problem+json"
 
 
+def test_pages_answer_head(client: TestClient):
+    for path in ("/", f"/saes/{BEST}", f"/saes/{BEST}/features/3", "/static/base.css"):
+        assert client.head(path).status_code == 200
+
+
 def test_an_empty_store_says_which_command_is_next(empty_client: TestClient):
     text = empty_client.get("/", headers=HTML).text
     assert "The database is empty" in text
