@@ -18,6 +18,8 @@ from safe_sail.settings import LlmSettings
 _UNSENT = frozenset({"title", "default", "minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum"})
 """Left out of the schema on the wire: strict modes refuse some of them. pydantic checks them all afterwards."""
 _END_OF_THINKING = "</think>"
+_BRACES_TRIED = 100
+"""Opening braces at which an object is looked for: thousands of them, nested, would take seconds to try."""
 
 
 def response_format(reply_type: type[BaseModel]) -> dict[str, Any]:
@@ -69,7 +71,9 @@ def first_json_object(text: str) -> str | None:
 def _objects(text: str) -> Iterator[str]:
     decoder = json.JSONDecoder()
     start = text.find("{")
-    while start >= 0:
+    for _ in range(_BRACES_TRIED):
+        if start < 0:
+            return
         try:
             value, end = decoder.raw_decode(text, start)
         except (json.JSONDecodeError, RecursionError):

@@ -1,6 +1,8 @@
 """What an endpoint is at the start, and what never reaches it or leaves it: keys, environment, redirects."""
 
 import logging
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from pydantic import SecretStr
@@ -12,6 +14,7 @@ from safe_sail.errors import (
     EndpointUnreachable,
 )
 from safe_sail.llm.client import OpenAiClient
+from safe_sail.llm.endpoint import _retry_after
 from safe_sail.llm.exchange import Answered, Failed
 from safe_sail.llm.probe import Capabilities
 from safe_sail.settings import LlmSettings
@@ -118,3 +121,26 @@ def test_key_over_plain_http_to_another_machine_is_refused():
     OpenAiClient(
         LlmSettings(base_url="http://llm.example/v1", model="m", allow_plain_http=True), api_key=SecretStr("sk")
     )
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_read(headers: dict[str, str], seconds: float | None):
+    assert _retry_after(headers) == seconds
+
+
+def test_retry_after_may_be_a_date():
+    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    wait = _retry_after({"retry-after": in_a_minute})
+    assert wait is not None
+    assert 58 < wait <= 60
+    assert _retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
