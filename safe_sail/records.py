@@ -213,6 +213,61 @@ class SaeScore:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SaeSpecificity:
+    """How much of one SAE tells one concept's contrastive pairs apart, before any feature is explained."""
+
+    sae: str
+    concept: str
+    n_features: int
+    """Width of the SAE: I_CDF times this is a number of features."""
+    thresholds: tuple[float, ...]
+    """Values of t, ascending."""
+    l0: tuple[int, ...]
+    """L0_t: features that tell at least the share t of the judging pairs apart."""
+    l0_null: tuple[int, ...]
+    """The same with the texts' roles swapped."""
+    i_cdf: Estimate
+    """Mean distinguishing frequency of all features; n counts judging pairs, and so below."""
+    i_cdf_null: Estimate
+    """The same with the texts' roles swapped."""
+    specific: Estimate
+    """I_CDF with the null removed, from the features that did better than their null on the choosing pairs; the rest
+    count zero. Chance adds nothing to it on average."""
+    n_specific: int
+    """Features whose frequency exceeds their null by more than one half, sign test, q-value below 0.05 over all."""
+
+    def __post_init__(self) -> None:
+        _require(self.n_features > 0, f"{self.sae} must have features; got {self.n_features}.")
+        _require(
+            len(self.thresholds) == len(self.l0) == len(self.l0_null) > 0,
+            f"{self.sae}, {self.concept}: as many counts as thresholds; got {len(self.thresholds)}, {len(self.l0)}, "
+            f"{len(self.l0_null)}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaeRanking:
+    """One SAE's place among the candidates that one run scored on the same texts."""
+
+    sae: str
+    place: int
+    """1 is the best by `specific`, or by rate gap where the texts hold no pairs (ties: slug)."""
+    specific: Estimate | None
+    """Mean over concepts of `SaeSpecificity.specific`; n counts concepts, the interval is over concepts and pairs. None
+    where no concept has pairs."""
+    rate_gap: Estimate
+    """Mean over concepts of the best features' rate gap; n counts concepts, the interval is over concepts and texts."""
+    n_specific: float | None
+    """Mean over concepts of `SaeSpecificity.n_specific`."""
+    tied_with: tuple[str, ...]
+    """SAEs that this one cannot be told from: the 95 % interval of the paired difference holds 0; by place."""
+
+    def __post_init__(self) -> None:
+        _require(self.place > 0, f"places of {self.sae} count from 1; got {self.place}.")
+        _require(self.sae not in self.tied_with, f"{self.sae} is tied with itself.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
     """One piece of text on which a feature was observed."""
 
