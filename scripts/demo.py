@@ -12,6 +12,7 @@ import torch
 import typer
 from sqlalchemy import Engine
 from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from db import store
 from db.engine import make_engine, writing
@@ -46,6 +47,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Score the organism's SAEs on its safety concepts, explain their best features, and store everything."""
+    disable_progress_bar()  # transformers' own; ours says what is being done
     settings = DemoSettings(n_features=n_features)
     engine = make_engine(database)
     upgrade(engine)

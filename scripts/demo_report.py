@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from statistics import fmean, stdev
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +16,8 @@ from safe_sail.features.contexts import Collected
 from safe_sail.records import Context, Estimate, SaeFacts, SaeScore
 
 N_SHOWN = 10
+WIDTH = 112
+"""Columns of the printed tables where there is no terminal to ask."""
 CONTEXT_TOKENS = 9
 """Tokens shown on either side of the peak."""
 
@@ -40,7 +43,9 @@ def print_report(
         }
         print(json.dumps(found, indent=2))
         return
-    console = Console(highlight=False, width=max(100, Console().width))
+    console = Console(
+        highlight=False, soft_wrap=False, width=max(WIDTH, Console().width) if Console().is_terminal else WIDTH
+    )
     winner = _print_saes(console, facts, scores)
     _print_features(console, winner, scores, explained, collected)
     _print_next(console, explained, database)
@@ -48,12 +53,11 @@ def print_report(
 
 def _print_saes(console: Console, facts: Sequence[SaeFacts], scores: Sequence[SaeScore]) -> str:
     concepts = sorted({score.concept for score in scores})
-    table = Table(
-        title=f"Which SAE carries the safety concepts? Mean over {len(concepts)} concepts", title_justify="left"
-    )
+    title = f"Which SAE carries the safety concepts? Mean over {len(concepts)} concepts"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("SAE", no_wrap=True)
-    for head in ("rate gap", "by chance", "F1", "AUROC", "specific", "L0", "expl. var.", "CE rec.", "dead"):
-        table.add_column(head, justify="right")
+    for head in ("rate gap", "chance", "F1", "AUROC", "specific", "L0", "expl.var.", "CE rec.", "dead"):
+        table.add_column(head, justify="right", no_wrap=True)
     of = {one.sae: [score for score in scores if score.sae == one.sae] for one in facts}
     ranked = sorted(facts, key=lambda one: -fmean(score.rate_gap.value for score in of[one.sae]))
     for one in ranked:
@@ -73,8 +77,8 @@ def _print_saes(console: Console, facts: Sequence[SaeFacts], scores: Sequence[Sa
     console.print(table)
     n = scores[0].rate_gap.n
     console.print(
-        f"rate gap: how much oftener a concept's best feature fires on texts about it than on others, ± 1.96 standard "
-        f"errors\nover concepts; other texts chose it (n={n} judging texts a concept). by chance: shuffled labels.\n"
+        f"rate gap: how much oftener a concept's best feature fires on texts about it than on others, ± 1.96 standard\n"
+        f"errors over concepts; other texts chose it (n={n} judging texts a concept). chance: shuffled labels.\n"
     )
     return ranked[0].sae
 
@@ -86,11 +90,13 @@ def _print_features(
     explained: Sequence[Explained],
     collected: Sequence[Collected],
 ) -> None:
-    table = Table(title=f"What the best features of {winner} fire on", title_justify="left", show_lines=True)
-    table.add_column("concept / feature")
-    table.add_column("rate gap [95 %]", justify="right", no_wrap=True)
-    table.add_column("explanation (no LLM), and one context")
-    table.add_column("agrees [95 %]\nothers'", justify="right", no_wrap=True)
+    table = Table(
+        title=f"What the best features of {winner} fire on", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 1, 1)
+    )
+    table.add_column("concept\nfeature", no_wrap=True)
+    table.add_column("rate gap\n[95 %]", no_wrap=True)
+    table.add_column("explanation, made without an LLM\nstrongest context", ratio=1)
+    table.add_column("agrees [95 %]\nothers' explanations", no_wrap=True)
     by_feature = {e.feature: e for e in explained}
     contexts = {one.top.feature: one.top.contexts for one in collected}
     best = sorted((s for s in scores if s.sae == winner), key=lambda s: -s.rate_gap.value)
@@ -101,7 +107,8 @@ def _print_features(
             says.append("\n")
             says.append_text(highlighted(contexts[score.best_feature][0]))
         agrees = f"{_interval(found.score.score)}\n{found.score.control.value:+.2f}" if found.score else "-"
-        table.add_row(f"{score.concept}\n#{score.best_feature.index}", _interval(score.rate_gap), says, agrees)
+        gap = _interval(score.rate_gap).replace(" ", "\n", 1)
+        table.add_row(f"{score.concept}\n#{score.best_feature.index}", gap, says, agrees)
     console.print(table)
     console.print(
         "agrees: correlation of predicted and true activation, on contexts the explanation was not made from;\n"
@@ -126,14 +133,16 @@ def highlighted(context: Context) -> Text:
     for token, activation in zip(context.tokens[first:last], context.activations[first:last], strict=True):
         share = activation / context.peak_activation if context.peak_activation > 0 else 0
         style = "reverse bold" if share > 0.5 else "bold underline" if share > 0 else "dim"
-        text.append(token.replace("\n", "⏎"), style=style)
+        shown = token.replace("\n", "⏎")
+        # The mark survives where colours do not: in a file, or pasted into a message.
+        text.append(f"«{shown}»" if share > 0.5 else shown, style=style)
     return text.append(" …" if last < len(context.tokens) else "")
 
 
 def _mean(values: Iterable[float]) -> str:
     found = list(values)
     error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.nan
-    return f"{fmean(found):.2f} ± {1.96 * error:.2f}"
+    return f"{fmean(found):.2f}±{1.96 * error:.2f}"
 
 
 def _interval(estimate: Estimate) -> str:

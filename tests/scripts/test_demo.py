@@ -1,0 +1,147 @@
+"""The demo from end to end on the shipped organism, then the server on what it kept."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from urllib.request import urlopen
+
+import pytest
+
+from db import store
+from db.engine import make_engine, reading
+from safe_sail.organism.grammar import CONCEPTS
+from safe_sail.organism.load import organism_sae_paths
+from safe_sail.records import FeatureId
+
+pytestmark = pytest.mark.slow
+
+HARMFUL = {name for name, concept in CONCEPTS.items() if concept.harmful}
+N_FEATURES = 12
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def demo(database: str, *more: str) -> str:
+    words = ["demo", "--database", database, "--n-features", str(N_FEATURES), *more]
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.main", *words], capture_output=True, text=True, check=False, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('demo')}/found.db"
+
+
+@pytest.fixture(scope="module")
+def printed(database: str) -> str:
+    return demo(database)
+
+
+def test_demo_prints_the_winner_its_features_and_the_next_command(printed: str, database: str):
+    assert "Which SAE carries the safety concepts?" in printed
+    for slug in organism_sae_paths():
+        assert slug in printed
+    assert "by chance" in printed
+    assert f"safe-sail serve --database {database}" in " ".join(printed.split())
+
+
+def test_demo_keeps_every_sae_score_and_feature(printed: str, database: str):
+    engine = make_engine(database, read_only=True)
+    with reading(engine) as session:
+        saes = store.list_saes(session)
+        assert {listing.sae.slug for listing in saes} == set(organism_sae_paths())
+        for listing in saes:
+            assert listing.facts is not None
+            assert listing.facts.record.l0 > 0
+            assert {kept.record.concept for kept in listing.scores} == HARMFUL
+            assert listing.n_collected == N_FEATURES
+        (run,) = store.list_runs(session)
+        assert run.finished is not None
+        assert run.settings["n_features"] == N_FEATURES
+    engine.dispose()
+
+
+def test_best_features_fire_on_their_concepts_words(printed: str, database: str):
+    """Truth from the grammar: a specific feature peaks on its concept's name, fillers or attributes."""
+    engine = make_engine(database, read_only=True)
+    hits = seen = 0
+    with reading(engine) as session:
+        for listing in store.list_saes(session):
+            for score in (kept.record for kept in listing.scores):
+                if score.rate_gap.low < 0.9:
+                    continue
+                top = store.load_top_contexts(session, score.best_feature)
+                assert top is not None
+                concept = CONCEPTS[score.concept]
+                words = {concept.name, *concept.fillers, *concept.attributes}
+                for context in top.record.contexts:
+                    seen += 1
+                    hits += context.tokens[context.peak].strip() in words
+    engine.dispose()
+    # Each concept has 25 of about 650 content words; without meaning a peak would be among them in 1 of 25 cases.
+    assert seen >= 100
+    assert hits / seen > 0.5
+
+
+def test_a_second_run_finds_the_same_and_doubles_nothing(printed: str, database: str):
+    first = json.loads(demo(database, "--json"))
+    engine = make_engine(database, read_only=True)
+    with reading(engine) as session:
+        assert len(store.list_saes(session)) == len(organism_sae_paths())
+        assert len(store.list_runs(session)) == 2
+        for score in first["scores"]:
+            kept = {k.record.concept: k.record for k in store.load_sae_scores(session, score["sae"])}[score["concept"]]
+            assert kept.rate_gap.value == score["rate_gap"]["value"]
+            best = FeatureId(**score["best_feature"])
+            assert len(store.load_explanations(session, best)) <= 1
+    engine.dispose()
+
+
+@pytest.fixture
+def address(printed: str, database: str) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["serve", "--database", database, "--port", str(port)]
+    server = subprocess.Popen([sys.executable, "-m", "scripts.main", *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        assert f":{port}/" in server.stdout.readline()
+        _wait_until_open(port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.communicate(timeout=20)
+
+
+def _wait_until_open(port: int) -> None:
+    for _ in range(200):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"nothing listens on port {port}")
+
+
+def test_what_the_demo_found_is_served(address: str):
+    def get(path: str) -> bytes:
+        with urlopen(address + path, timeout=30) as reply:
+            body: bytes = reply.read()
+            return body
+
+    saes = json.loads(get("/v1/saes"))["items"]
+    assert {item["sae"]["slug"] for item in saes} == set(organism_sae_paths())
+    slug = saes[0]["sae"]["slug"]
+    features = json.loads(get(f"/v1/saes/{slug}/features?has_explanation=true"))["items"]
+    assert features
+    index = features[0]["index"]
+    feature = json.loads(get(f"/v1/saes/{slug}/features/{index}"))
+    assert json.dumps(feature).count('"activations"') >= 1
+    assert slug in get("/").decode()
+    assert f"Feature {index}" in get(f"/saes/{slug}/features/{index}").decode()
