@@ -2,11 +2,20 @@
 
 - `saving`: `save_*`, each idempotent: the same key again replaces what was there, and the row names the newer run.
 - `loading`: `load_*`, and `features_done` for resuming.
+- `directions`: both for refusal directions, whose records are read whole.
 - `listing`: what the service shows in tables: `list_models`, `list_saes`, `list_features`.
 
 All take a session of `db.engine.reading` or `db.engine.writing`; none commits.
 """
 
+from db.store.directions import (
+    list_direction_searches,
+    load_direction,
+    load_direction_evaluation,
+    load_direction_search,
+    save_direction_evaluation,
+    save_direction_search,
+)
 from db.store.listing import (
     FeatureFilter,
     FeatureListing,
@@ -63,11 +72,15 @@ __all__ = [
     "features_done",
     "finish_run",
     "list_concepts",
+    "list_direction_searches",
     "list_features",
     "list_models",
     "list_runs",
     "list_saes",
     "load_concept_scores",
+    "load_direction",
+    "load_direction_evaluation",
+    "load_direction_search",
     "load_explanation_scores",
     "load_explanations",
     "load_feature",
@@ -79,6 +92,8 @@ __all__ = [
     "load_top_contexts",
     "save_concept_scores",
     "save_concepts",
+    "save_direction_evaluation",
+    "save_direction_search",
     "save_explanation_scores",
     "save_explanations",
     "save_model",

@@ -53,7 +53,7 @@ def save_run(session: Session, run: RunInfo) -> None:
             json.dumps(dict(values), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise BadRecord(f"{name} of run {run.run_id} must be JSON values: {error}.") from error
-    _upsert(session, tables.RunRow, [rows.run_columns(run)], key=("run_id",))
+    upsert(session, tables.RunRow, [rows.run_columns(run)], key=("run_id",))
 
 
 def finish_run(session: Session, run_id: str, finished: datetime) -> None:
@@ -62,7 +62,7 @@ def finish_run(session: Session, run_id: str, finished: datetime) -> None:
     Raises:
         NotFound: no such run is kept.
     """
-    _require_run(session, run_id)
+    require_run(session, run_id)
     session.execute(update(tables.RunRow).where(tables.RunRow.run_id == run_id).values(finished=finished))
 
 
@@ -72,8 +72,8 @@ def save_model(session: Session, model: ModelRef, *, run_id: str) -> None:
     Raises:
         NotFound: no such run is kept.
     """
-    _require_run(session, run_id)
-    _upsert(session, tables.ModelRow, [rows.model_columns(model) | {"run_id": run_id}], key=("model_id",))
+    require_run(session, run_id)
+    upsert(session, tables.ModelRow, [rows.model_columns(model) | {"run_id": run_id}], key=("model_id",))
 
 
 def save_sae(session: Session, sae: SaeRef, *, run_id: str) -> None:
@@ -83,7 +83,7 @@ def save_sae(session: Session, sae: SaeRef, *, run_id: str) -> None:
         NotFound: the run or the model is not kept.
         BadRecord: the slug already names an SAE of another site or width.
     """
-    _require_run(session, run_id)
+    require_run(session, run_id)
     columns = rows.keepable(rows.sae_columns(sae), key=("slug",))
     if sae.model_id is not None and session.get(tables.ModelRow, sae.model_id) is None:
         raise NotFound(f"model `{sae.model_id}` of SAE {sae.slug} is not in the database; save the model first.")
@@ -95,7 +95,7 @@ def save_sae(session: Session, sae: SaeRef, *, run_id: str) -> None:
                 f"{sae.slug} already names an SAE at {known.site}, {known.d_in} -> {known.width}; this one is at "
                 f"{sae.site}, {sae.d_in} -> {sae.width}. Give it another slug."
             )
-    _upsert(session, tables.SaeRow, [columns | {"run_id": run_id}], key=("slug",))
+    upsert(session, tables.SaeRow, [columns | {"run_id": run_id}], key=("slug",))
 
 
 def save_sae_facts(session: Session, facts: SaeFacts, *, run_id: str) -> None:
@@ -105,9 +105,9 @@ def save_sae_facts(session: Session, facts: SaeFacts, *, run_id: str) -> None:
         NotFound: the run or the SAE is not kept.
         BadRecord: a fact is not finite.
     """
-    _require_run(session, run_id)
+    require_run(session, run_id)
     columns = rows.facts_columns(facts) | {"sae_key": find_sae(session, facts.sae).sae_key, "run_id": run_id}
-    _upsert(session, tables.SaeFactsRow, [columns], key=("sae_key",))
+    upsert(session, tables.SaeFactsRow, [columns], key=("sae_key",))
 
 
 # --------------------------------------------------------------------------------------------- concepts and scores
@@ -119,9 +119,9 @@ def save_concepts(session: Session, concepts: Iterable[Concept], *, run_id: str)
     Raises:
         NotFound: no such run is kept.
     """
-    _require_run(session, run_id)
+    require_run(session, run_id)
     columns = [rows.concept_columns(concept) | {"run_id": run_id} for concept in concepts]
-    _upsert(session, tables.ConceptRow, columns, key=("name",))
+    upsert(session, tables.ConceptRow, columns, key=("name",))
 
 
 def save_sae_scores(session: Session, scores: Iterable[SaeScore], *, run_id: str) -> None:
@@ -131,12 +131,12 @@ def save_sae_scores(session: Session, scores: Iterable[SaeScore], *, run_id: str
         NotFound: the run, an SAE or a concept is not kept.
         BadRecord: a best feature belongs to another SAE or lies beyond its width.
     """
-    _require_run(session, run_id)
+    require_run(session, run_id)
     writer = _FeatureWriter(session, run_id)
     for chunk in _chunks(scores):
         writer.require_concepts({score.concept for score in chunk})
         columns = [rows.sae_score_columns(score) | writer.sae_of(score.best_feature) for score in chunk]
-        _upsert(session, tables.SaeScoreRow, columns, key=("sae_key", "concept"))
+        upsert(session, tables.SaeScoreRow, columns, key=("sae_key", "concept"))
 
 
 def save_concept_scores(session: Session, scores: Iterable[ConceptScore], *, run_id: str) -> None:
@@ -146,13 +146,13 @@ def save_concept_scores(session: Session, scores: Iterable[ConceptScore], *, run
         NotFound: the run, an SAE or a concept is not kept.
         BadRecord: a feature lies beyond its SAE's width.
     """
-    _require_run(session, run_id)
+    require_run(session, run_id)
     writer = _FeatureWriter(session, run_id)
     for chunk in _chunks(scores):
         writer.require_concepts({score.concept for score in chunk})
         writer.touch([score.feature for score in chunk])
         columns = [rows.concept_score_columns(score) | writer.key_of(score.feature) for score in chunk]
-        _upsert(session, tables.ConceptScoreRow, columns, key=("sae_key", "feature_index", "concept"))
+        upsert(session, tables.ConceptScoreRow, columns, key=("sae_key", "feature_index", "concept"))
 
 
 # --------------------------------------------------------------------------------------------- contexts, explanations
@@ -165,15 +165,15 @@ def save_top_contexts(session: Session, found: Iterable[TopContexts], *, run_id:
         NotFound: the run or an SAE is not kept.
         BadRecord: a feature lies beyond its SAE's width, or a token id beyond 32 bits.
     """
-    _require_run(session, run_id)
+    require_run(session, run_id)
     writer = _FeatureWriter(session, run_id)
     key = ("sae_key", "feature_index")
     for chunk in _chunks(found):
         keys = [writer.key_of(one.feature) for one in chunk]
         light = [rows.feature_columns(one) | key_of_one for one, key_of_one in zip(chunk, keys, strict=True)]
         heavy = [rows.contexts_columns(one) | key_of_one for one, key_of_one in zip(chunk, keys, strict=True)]
-        _upsert(session, tables.FeatureRow, light, key=key)
-        _upsert(session, tables.ContextsRow, heavy, key=key)
+        upsert(session, tables.FeatureRow, light, key=key)
+        upsert(session, tables.ContextsRow, heavy, key=key)
 
 
 def save_explanations(session: Session, explanations: Iterable[Explanation], *, run_id: str) -> None:
@@ -183,7 +183,7 @@ def save_explanations(session: Session, explanations: Iterable[Explanation], *, 
         NotFound: the run or an SAE is not kept.
         BadRecord: a feature lies beyond its SAE's width, or a text holds NUL or half a character.
     """
-    _require_run(session, run_id)
+    require_run(session, run_id)
     writer = _FeatureWriter(session, run_id)
     key = ("sae_key", "feature_index", "explainer", "prompt_version")
     for chunk in _chunks(explanations):
@@ -194,7 +194,7 @@ def save_explanations(session: Session, explanations: Iterable[Explanation], *, 
             known.explanation_key for name, known in _known_explanations(session, columns).items()
             if name in texts and known.text != texts[name]
         ]  # fmt: skip
-        _upsert(session, tables.ExplanationRow, columns, key=key)
+        upsert(session, tables.ExplanationRow, columns, key=key)
         scores = tables.ExplanationScoreRow
         session.execute(delete(scores).where(scores.explanation_key.in_(changed)))
 
@@ -205,7 +205,7 @@ def save_explanation_scores(session: Session, scores: Iterable[ExplanationScore]
     Raises:
         NotFound: the run, an SAE or an explanation is not kept.
     """
-    _require_run(session, run_id)
+    require_run(session, run_id)
     writer = _FeatureWriter(session, run_id)
     for chunk in _chunks(scores):
         keys = [writer.key_of(score.feature) for score in chunk]
@@ -222,7 +222,7 @@ def save_explanation_scores(session: Session, scores: Iterable[ExplanationScore]
                 rows.explanation_score_columns(score)
                 | {"explanation_key": known[name].explanation_key, "run_id": run_id}
             )
-        _upsert(session, tables.ExplanationScoreRow, columns, key=("explanation_key", "method"))
+        upsert(session, tables.ExplanationScoreRow, columns, key=("explanation_key", "method"))
 
 
 # --------------------------------------------------------------------------------------------- shared steps
@@ -254,7 +254,7 @@ class _FeatureWriter:
     def touch(self, features: Sequence[FeatureId]) -> None:
         """Makes sure that each feature has a row, without changing one that is there."""
         columns = [self.key_of(feature) for feature in dict.fromkeys(features)]
-        _upsert(self._session, tables.FeatureRow, columns, key=("sae_key", "feature_index"), replace=False)
+        upsert(self._session, tables.FeatureRow, columns, key=("sae_key", "feature_index"), replace=False)
 
     def require_concepts(self, names: set[str]) -> None:
         """Refuses concepts that are not kept."""
@@ -271,14 +271,24 @@ def _known_explanations(session: Session, keys: Sequence[rows.Columns]) -> dict[
     return {(one.sae_key, one.feature_index, one.explainer, one.prompt_version): one for one in found}
 
 
-def _require_run(session: Session, run_id: str) -> None:
+def require_run(session: Session, run_id: str) -> None:
+    """Refuses a run that is not kept.
+
+    Raises:
+        NotFound: no such run is kept.
+    """
     if not is_plain_text(run_id) or session.get(tables.RunRow, run_id) is None:
         raise NotFound(f"run `{run_id}` is not in the database; save the run first.")
 
 
-def _upsert(
+def upsert(
     session: Session, row: type[tables.Base], columns: list[rows.Columns], *, key: tuple[str, ...], replace: bool = True
 ) -> None:
+    """Rows by key: the same key again replaces the row, or with `replace` off leaves it.
+
+    Raises:
+        BadRecord: a value cannot be kept on both databases.
+    """
     if not columns:
         return
     table = cast(Table, row.__table__)

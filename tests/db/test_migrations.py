@@ -88,7 +88,7 @@ def test_a_database_of_an_older_program_is_refused_until_it_is_migrated(
     newer = "9999"
     monkeypatch.setattr(db.migrate, "head_revision", lambda: newer)
     with pytest.raises(
-        SchemaOutOfDate, match=f"is at revision 0001, this program needs {newer}; type `safe-sail migrate"
+        SchemaOutOfDate, match=f"is at revision {head_revision()}, this program needs {newer}; type `safe-sail migrate"
     ):
         require_head(engine)
 

@@ -60,6 +60,47 @@ CREATE TABLE contexts (
 	CONSTRAINT fk_contexts_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index)
 );
 
+CREATE TABLE direction (
+	slug TEXT NOT NULL,
+	model_id TEXT NOT NULL,
+	site TEXT NOT NULL,
+	position BIGINT NOT NULL,
+	estimator TEXT NOT NULL,
+	vectors BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_direction PRIMARY KEY (slug),
+	CONSTRAINT fk_direction_model_id_model FOREIGN KEY(model_id) REFERENCES model (model_id),
+	CONSTRAINT fk_direction_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE INDEX ix_direction_model_id ON direction (model_id);
+
+CREATE TABLE direction_evaluation (
+	direction TEXT NOT NULL,
+	record BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_direction_evaluation PRIMARY KEY (direction),
+	CONSTRAINT fk_direction_evaluation_direction_direction FOREIGN KEY(direction) REFERENCES direction (slug) ON DELETE CASCADE,
+	CONSTRAINT fk_direction_evaluation_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE TABLE direction_search (
+	slug TEXT NOT NULL,
+	model_id TEXT NOT NULL,
+	outcome TEXT NOT NULL,
+	direction TEXT,
+	added TEXT,
+	record BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_direction_search PRIMARY KEY (slug),
+	CONSTRAINT fk_direction_search_added_direction FOREIGN KEY(added) REFERENCES direction (slug),
+	CONSTRAINT fk_direction_search_direction_direction FOREIGN KEY(direction) REFERENCES direction (slug),
+	CONSTRAINT fk_direction_search_model_id_model FOREIGN KEY(model_id) REFERENCES model (model_id),
+	CONSTRAINT fk_direction_search_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE INDEX ix_direction_search_model_id ON direction_search (model_id);
+
 CREATE TRIGGER explanation_fts_delete AFTER DELETE ON explanation BEGIN
     INSERT INTO explanation_fts(explanation_fts, rowid, text) VALUES ('delete', old.explanation_key, old.text);
 END;
