@@ -12,14 +12,16 @@ torch 2.13.0 (CPU), transformers 5.23.0, 2026-11-21. Medians of interleaved pair
 | d768 x 12, 4x128 | capture resid_post.0  |    84.6 |    85.7 | 1.013 (1.003, 1.022) |
 |                  | capture resid_post.6  |   605.3 |   598.5 | 0.977 (0.964, 0.995) |
 |                  | capture resid_post.11 |  1031.6 |  1052.2 | 1.004 (1.001, 1.020) |
-|                  | edit mlp_out.6        | 1084.6 |  1110.3 | 1.026 (0.995, 1.035) | |
+|                  | edit mlp_out.6        |  1084.6 |  1110.3 | 1.026 (0.995, 1.035) |
 
-The last row is from a run of its own with 14 pairs; 7 pairs gave 1.024 (1.000, 1.076).
+The last row is from a run of its own with 14 pairs; 7 pairs in the run of the table gave 1.024 (1.000, 1.076).
 
-Peak memory 804 MB for the whole run. A call's own cost is 0.07 to 0.15 ms (measured on a model of width 64), so the
-bounds of 1.03 for a capture and 1.02 for an edit hold from passes of about 10 ms on; what the table shows beyond that is
-the machine's noise. Two controls matter: a result is held until the next call, and malloc keeps its pages; without them
-one side pays page faults of the other's frees and ratios wander up to 1.09.
+Captures stay below 1.03. The edit at d256 stays below 1.02; at d768 both runs are above it by their medians, with
+quartiles on both sides of 1, so that bound is not shown: repeat on a quiet machine. (Two runs without the controls
+below gave 1.012 and 0.997.) A call's own cost, on a model of width 64, is 0.07 to 0.15 ms; the edit itself multiplies
+512 x 768 numbers. Two controls: a result is held until the next call, and malloc keeps its pages; without them one
+side pays page faults for the other's frees, and the capture at resid_post.0 of d256 gave 1.09 and 1.15.
+Peak memory 804 MB.
 
 Run: MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296 OMP_NUM_THREADS=1 \
      python -m benchmarks.bench_capture
