@@ -54,9 +54,9 @@ def print_report(
 def _print_saes(console: Console, facts: Sequence[SaeFacts], scores: Sequence[SaeScore]) -> str:
     concepts = sorted({score.concept for score in scores})
     title = f"Which SAE carries the safety concepts? Mean over {len(concepts)} concepts"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, expand=False)
     table.add_column("SAE", no_wrap=True)
-    for head in ("rate gap", "chance", "F1", "AUROC", "specific", "L0", "expl.var.", "CE rec.", "dead"):
+    for head in ("rate gap", "chance", "F1", "AUROC", "spec.", "L0", "EV", "CE", "dead"):
         table.add_column(head, justify="right", no_wrap=True)
     of = {one.sae: [score for score in scores if score.sae == one.sae] for one in facts}
     ranked = sorted(facts, key=lambda one: -fmean(score.rate_gap.value for score in of[one.sae]))
@@ -79,6 +79,7 @@ def _print_saes(console: Console, facts: Sequence[SaeFacts], scores: Sequence[Sa
     console.print(
         f"rate gap: how much oftener a concept's best feature fires on texts about it than on others, ± 1.96 standard\n"
         f"errors over concepts; other texts chose it (n={n} judging texts a concept). chance: shuffled labels.\n"
+        "spec.: features specific to a concept. EV: explained variance. CE: share of the cross-entropy recovered.\n"
     )
     return ranked[0].sae
 
