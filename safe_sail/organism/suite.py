@@ -143,14 +143,12 @@ def train_suite(
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Trains and saves the suite in folder / slug; returns each SAE's recipe and facts for the record."""
-    import sae_lens
-
     texts = sae_texts(n_texts, seed)
     n_held_out = n_texts // 10
     activations = stacked_activations(handle, texts[n_held_out:])
     held_out = stacked_activations(handle, texts[:n_held_out])
     records = {}
-    for recipe, facts in train_saes(
+    for trained in train_saes(
         activations,
         held_out,
         recipes,
@@ -160,14 +158,13 @@ def train_suite(
         seed=seed,
         progress=progress,
     ):
-        sae = sae_lens.SAE.load_from_disk(folder / recipe.slug, dtype="float32")
-        f1 = concept_f1(handle, sae, seed)
-        records[recipe.slug] = {
-            "recipe": asdict(recipe),
+        f1 = concept_f1(handle, trained.sae, seed)
+        records[trained.recipe.slug] = {
+            "recipe": asdict(trained.recipe),
             "n_tokens": len(activations),
             "n_held_out_tokens": len(held_out),
-            **asdict(facts),
-            "ce_recovered": ce_recovered(handle, sae, texts[:n_held_out]),
+            **asdict(trained.facts),
+            "ce_recovered": ce_recovered(handle, trained.sae, texts[:n_held_out]),
             "concept_f1": f1,
             "concept_f1_mean": sum(f1.values()) / len(f1),
         }

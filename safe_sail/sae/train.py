@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +55,15 @@ class SaeFacts:
     """Share of features that no held-out activation turns on."""
     seconds: float
     """Wall time of the training."""
+
+
+class TrainedSae(NamedTuple):
+    """A stored SAE and what it measures."""
+
+    recipe: SaeRecipe
+    facts: SaeFacts
+    sae: Any
+    """SAELens' SAE as stored, read back in float32."""
 
 
 def shuffled_batches(activations: Tensor, batch_rows: int, seed: int) -> Iterator[Tensor]:
@@ -135,8 +144,8 @@ def train_saes(
     seed: int,
     dtype: Literal["float32", "float16"] = "float16",
     progress: Progress | None = None,
-) -> Iterator[tuple[SaeRecipe, SaeFacts]]:
-    """Trains one SAE per recipe on activations (tokens d_in), saves it in folder / slug and yields its facts.
+) -> Iterator[TrainedSae]:
+    """Trains one SAE per recipe on activations (tokens d_in), saves it in folder / slug and yields it.
 
     The facts are measured on held_out (tokens d_in), from the stored weights read back in float32. hook_name is the
     site in TransformerLens' words, model_name the model's id; both go into the SAE's metadata.
@@ -156,4 +165,4 @@ def train_saes(
         sae.to(getattr(torch, dtype))
         sae.save_inference_model(folder / recipe.slug)
         stored = sae_lens.SAE.load_from_disk(folder / recipe.slug, dtype="float32")
-        yield recipe, _measure(stored, held_out, time.perf_counter() - begin)
+        yield TrainedSae(recipe, _measure(stored, held_out, time.perf_counter() - begin), stored)

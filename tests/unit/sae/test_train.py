@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
         hook_name="blocks.3.hook_resid_post",
         seed=0,
     )
-    return folder, {recipe.slug: facts for recipe, facts in found}
+    return folder, {each.recipe.slug: each.facts for each in found}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.slug)
