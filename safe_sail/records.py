@@ -631,6 +631,70 @@ class DirectionEvaluation:
     """Why the weight edit was refused; empty where it was made."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureAlignment:
+    """How one SAE feature writes along a direction."""
+
+    feature: FeatureId
+    cosine: float
+    """Of its decoder row with the direction."""
+    p_value: float
+    """Share of random directions whose largest cosine with any feature of the SAE, in size, is at least this one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaeReading:
+    """A direction in the features of one SAE."""
+
+    sae: str
+    features: tuple[FeatureAlignment, ...]
+    """Descending by the size of the cosine (ties: index)."""
+    rebuilt: tuple[float, ...]
+    """Cosine of the direction with its least-squares rebuild from the k features above, k from 1."""
+    rebuilt_control: tuple[float, ...]
+    """The same for random directions and their own best features, mean."""
+    n_random: int
+    """Random directions behind p-values and control."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DirectionReading:
+    """Where prompts stand along a direction, layer by layer, and which SAE features write it."""
+
+    direction: str
+    cosines: Mapping[str, tuple[Estimate, ...]]
+    """By model and prompts, as `aligned harmful`: cosine of the last token's `resid_pre` with it, layer by layer."""
+    saes: tuple[SaeReading, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadAttribution:
+    """What one attention head writes along a direction at the last token, and where it looks, by condition."""
+
+    layer: int
+    head: int
+    written: Mapping[str, Estimate]
+    """Projection of the head's output on the unit direction, by condition."""
+    instruction: Mapping[str, float]
+    """Attention from the last token to the instruction, by condition."""
+    suffix: Mapping[str, float]
+    """Attention from the last token to the suffix; 0 where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuffixStudy:
+    """What a suffix does to a direction on refused prompts; conditions are plain, suffix, random suffix."""
+
+    direction: str
+    n_suffix_tokens: int
+    cosines: Mapping[str, tuple[Estimate, ...]]
+    """Cosine of the last token's `resid_pre` with the direction, per layer, by condition."""
+    refusal_metric: Mapping[str, Estimate]
+    """In logits, by condition."""
+    heads: tuple[HeadAttribution, ...]
+    """The heads that write most along the direction on plain prompts, most first."""
+
+
 def highest_first(scores: Sequence[SaeScore]) -> list[SaeScore]:
     """Scores by descending rate gap (ties: slug, then concept)."""
     return sorted(scores, key=lambda s: (-s.rate_gap.value, s.sae, s.concept))
