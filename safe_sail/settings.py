@@ -30,10 +30,13 @@ class ScoreSettings:
     """Label shuffles behind the control."""
     batch_size: int = 64
     """Texts in one forward pass."""
+    max_bytes: int = 2**31
+    """Memory for what is kept of the texts: 4 bytes per text and feature of all SAEs. Concepts are read in blocks that
+    fit, so texts that several concepts share are read once per block; one concept must fit."""
 
     def __post_init__(self) -> None:
         _at_least(self, 2, "n_choose", "n_judge", "n_bootstrap", "n_shuffles")
-        _at_least(self, 1, "batch_size")
+        _at_least(self, 1, "batch_size", "max_bytes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +49,8 @@ class ContextSettings:
     """Top contexts kept per feature; Neuronpedia and SAEBench keep as many."""
     n_random: int = 40
     """Windows drawn at random on which every feature is shown too; twice n_contexts, since half of them judge."""
+    n_spread: int = 20
+    """Windows drawn from those on which the feature fires, which spreads them over its quantiles; as n_contexts."""
     window: int = 64
     """Tokens in one context; the longest document of the organism has fewer."""
     batch_size: int = 64
@@ -56,7 +61,7 @@ class ContextSettings:
     def __post_init__(self) -> None:
         _at_least(self, 1, "n_documents", "batch_size", "n_bins")
         _at_least(self, 2, "n_contexts", "window")
-        _at_least(self, 0, "n_random")
+        _at_least(self, 0, "n_random", "n_spread")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -149,12 +149,12 @@ def _explain(
     def seen(n: int) -> None:
         bar.update(n)
 
-    bar = tqdm(total=2 * settings.contexts.n_documents, desc="collecting contexts", unit="text", disable=None)
+    bar = tqdm(total=settings.contexts.n_documents, desc="collecting contexts", unit="text", disable=None)
     collected = list(
         collect_contexts(
             model,
             saes,
-            lambda: batches,
+            batches,
             features=chosen,
             settings=settings.contexts,
             generator=generator,

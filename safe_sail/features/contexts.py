@@ -1,30 +1,33 @@
-"""Top contexts of chosen features: what each fires on, and how often it fires at all.
+"""What chosen features fire on: top contexts, contexts over their quantiles, random ones, and how often they fire.
 
-1. Every batch of windows passes once through the model, stopped at the deepest site, and through every SAE.
-2. Per feature a top-k buffer keeps the windows with the largest peaks, one entry a window; firing counts and the
-   largest value are kept beside it. Nothing else is kept, so memory does not grow with the corpus.
-3. In a second pass the kept windows give the activation on each of their tokens, as do a few windows drawn at random,
-   the same for all features; and every positive activation falls into a histogram whose range step 2 found.
+1. Windows are numbered by their place in the corpus. Every batch passes once through the model, stopped at the deepest
+   site, and through every SAE; of the chosen features' activations on content tokens the positive ones go on.
+2. `ContextBuffers` keeps what the results need, in memory that does not grow with the corpus, and merges over shards.
+3. At the end the buffers become records, feature by feature.
 
-Special and padding tokens never count: they hold activation 0 in a context and are in no count.
+Special and padding tokens never count: they hold activation 0 in a context and are in no count. Each of the steps can
+be done alone by a caller who saves the buffers between batches or fills them elsewhere.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from safe_sail.errors import BadText
-from safe_sail.features.topk import NO_SOURCE, TopKBuffer
+from safe_sail.errors import BadInput, BadText
+from safe_sail.features.context_buffers import ContextBuffers, FeatureBuffers, Firings, KeptWindows, Window
+from safe_sail.features.histogram import linear_counts, quantile
+from safe_sail.features.topk import NO_SOURCE
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch, content_mask
 from safe_sail.records import Context, FeatureId, Histogram, TopContexts
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ContextSettings
+from safe_sail.sites import Site
 
 Progress = Callable[[int], None]
 """Called with the number of windows that have just been seen."""
@@ -36,180 +39,228 @@ class Collected(NamedTuple):
     top: TopContexts
     random: tuple[Context, ...]
     """Windows drawn at random from the corpus, none of which is among the top ones; mostly silent."""
+    spread: tuple[Context, ...] = ()
+    """A uniform sample of the windows on which it fires, without the top ones, descending by peak: so many of them lie
+    between two quantiles of its peaks as expected of that share."""
+    quantile_999: float = 0.0
+    """Q(0.999) of its activations over all content tokens, zeros included; off by at most a sixteenth of itself."""
+
+    @property
+    def silent(self) -> tuple[Context, ...]:
+        """The random windows on which it does not fire."""
+        return tuple(context for context in self.random if context.peak_activation == 0)
 
 
-@dataclass(slots=True)
-class _Found:
-    """What the chosen features of one SAE have shown so far."""
+class NumberedBatch(NamedTuple):
+    """A batch and the place of its first window in the corpus; the others follow it."""
 
-    features: Tensor
-    buffer: TopKBuffer
-    n_fired: Tensor
-    maximum: Tensor
-    counts: Tensor
+    first: int
+    batch: TokenBatch
 
 
 def collect_contexts(
     model: HookedModel,
     saes: Sequence[SAEHandle],
-    batches: Callable[[], Iterable[TokenBatch]],
+    batches: Iterable[TokenBatch],
     *,
     features: Mapping[str, Sequence[int]],
     settings: ContextSettings,
     generator: torch.Generator,
     progress: Progress | None = None,
 ) -> Iterator[Collected]:
-    """Top and random contexts of each chosen feature, SAE by SAE, features in the order given.
+    """Contexts of each chosen feature, SAE by SAE, features in the order given, in one pass over the batches.
 
-    `batches` yields the same windows each time it is called (it is called twice); `features` names, per SAE slug, the
-    features to follow. A feature that never fires has no contexts and no histogram.
+    `features` names, per SAE slug, the features to follow. A feature that never fires has no contexts and no histogram.
 
     Raises:
         BadText: the corpus has no content token.
+        BadInput: a window is longer than `settings.window`, a feature is named twice, or activations are not finite.
     """
-    found = {
-        sae.ref.slug: _Found(
-            torch.tensor(list(features[sae.ref.slug]), dtype=torch.long),
-            TopKBuffer(len(features[sae.ref.slug]), settings.n_contexts),
-            torch.zeros(len(features[sae.ref.slug]), dtype=torch.long),
-            torch.zeros(len(features[sae.ref.slug])),
-            torch.zeros(len(features[sae.ref.slug]), settings.n_bins, dtype=torch.long),
-        )
-        for sae in saes
-        if features.get(sae.ref.slug)
-    }
-    chosen = [sae for sae in saes if sae.ref.slug in found]
+    chosen = [sae for sae in saes if features.get(sae.ref.slug)]
     if not chosen:
         return
-    seen = _first_pass(model, chosen, batches(), found, progress)
-    drawn = frozenset(torch.randperm(seen.n_windows, generator=generator)[: settings.n_random].tolist())
-    contexts = _second_pass(model, chosen, batches(), found, drawn, progress)
-    for sae in chosen:
-        slug, one = sae.ref.slug, found[sae.ref.slug]
-        for row, index in enumerate(one.features.tolist()):
-            kept = contexts[slug, row]
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    buffers = ContextBuffers({s.ref.slug: features[s.ref.slug] for s in chosen}, settings=settings, seed=seed)
+    for seen in fill_buffers(buffers, model, chosen, numbered(batches)):
+        if progress is not None:
+            progress(seen)
+    yield from collected(buffers, model.tokenizer)
+
+
+# 1. one pass
+
+
+def numbered(batches: Iterable[TokenBatch]) -> Iterator[NumberedBatch]:
+    """The batches with the place of their first window."""
+    first = 0
+    for batch in batches:
+        yield NumberedBatch(first, batch)
+        first += len(batch)
+
+
+def fill_buffers(
+    buffers: ContextBuffers, model: HookedModel, saes: Sequence[SAEHandle], batches: Iterable[NumberedBatch]
+) -> Iterator[int]:
+    """Takes the batches into the buffers; after each of them, the number of its windows.
+
+    Raises:
+        BadInput: a window is longer than the settings say, or activations are not finite.
+    """
+    sites = sorted({sae.site for sae in saes})
+    chosen = {sae.ref.slug: _chosen(sae, buffers.saes[sae.ref.slug].features) for sae in saes}
+    for first, batch in batches:
+        with torch.no_grad():
+            content = content_mask(batch, model.tokenizer)
+            captured = model.capture(batch, sites)
+            found = {
+                sae.ref.slug: _firings(sae, chosen[sae.ref.slug], captured[sae.site], content, batch) for sae in saes
+            }
+        buffers.update(torch.arange(first, first + len(batch)), _windows(batch), int(content.sum()), found)
+        yield len(batch)
+
+
+def _chosen(sae: SAEHandle, features: Sequence[int]) -> Int[Tensor, " n"] | None:
+    """The features to encode; None for all of them in their order, which costs no copy of the encoder."""
+    if list(features) == list(range(sae.d_sae)):
+        return None
+    return torch.tensor(list(features), dtype=torch.long, device=sae.device)
+
+
+def _firings(
+    sae: SAEHandle,
+    chosen: Int[Tensor, " n"] | None,
+    captured: Float[Tensor, "batch seq *axes"],
+    content: Bool[Tensor, "batch seq"],
+    batch: TokenBatch,
+) -> Firings:
+    """The positive activations on content tokens."""
+    content = content.to(captured.device)
+    inputs = captured[content].to(sae.device)
+    if not bool(inputs.isfinite().all()):
+        _refuse(sae.site, batch, "the model's activations")
+    encoded = sae.encode(inputs, chosen).float()
+    n_features = encoded.shape[1]
+    entries = _positive_entries(encoded)
+    values = encoded.view(-1)[entries].cpu()
+    if not bool(values.isfinite().all()):
+        _refuse(sae.site, batch, f"activations of SAE {sae.ref.slug}")
+    tokens, features = (entries // n_features).cpu(), (entries % n_features).cpu()
+    windows = content.nonzero()[:, 0].cpu()
+    positions = batch.position_ids.to(content.device)[content].cpu()
+    return Firings(windows[tokens], positions[tokens], features, values)
+
+
+def _positive_entries(encoded: Float[Tensor, "token feature"]) -> Int[Tensor, " n"]:
+    """Places of the positive values in the flattened tensor, ascending."""
+    is_positive = (encoded > 0).view(-1)
+    if is_positive.device.type == "cpu":
+        # numpy finds the few true places of a mask in a third of torch's time
+        return torch.from_numpy(np.flatnonzero(is_positive.numpy()))
+    return is_positive.nonzero()[:, 0]
+
+
+def _refuse(site: Site, batch: TokenBatch, what: str) -> None:
+    raise BadInput(
+        f"{what} at {site} are not finite in the windows {batch.source_ids[0]} to {batch.source_ids[-1]}; "
+        f"load the model in float32 or bfloat16."
+    )
+
+
+def _windows(batch: TokenBatch) -> list[Window]:
+    is_real = batch.is_real.cpu()
+    ids = batch.token_ids.cpu()
+    return [
+        Window(source_id, tuple(row[real].tolist()))
+        for source_id, row, real in zip(batch.source_ids, ids, is_real, strict=True)
+    ]
+
+
+# 3. records
+
+
+def collected(buffers: ContextBuffers, tokenizer: Any) -> Iterator[Collected]:
+    """What the buffers show of each feature, SAE by SAE, features in the order given.
+
+    Raises:
+        BadText: no content token was seen.
+    """
+    if buffers.n_tokens == 0:
+        raise BadText("the corpus has no content token; give some text.")
+
+    @lru_cache(maxsize=2**16)
+    def texts(number: int) -> tuple[str, ...]:
+        return token_texts(tokenizer, buffers.windows[number].token_ids)
+
+    def context(number: int, activations: Sequence[float]) -> Context:
+        window = buffers.windows[number]
+        values = tuple(activations[: len(window.token_ids)])
+        return Context(
+            tokens=texts(number),
+            token_ids=window.token_ids,
+            activations=values,
+            peak=values.index(max(values)),
+            source_id=window.source_id,
+        )
+
+    for slug, one in buffers.saes.items():
+        drawn = _dense_rows(one)
+        for row, index in enumerate(one.features):
+            top = _kept(one.top, row, context, frozenset())
+            best = frozenset(one.top.best.sources[row].tolist())
+            random = [context(n, drawn(n, row)) for n in sorted(buffers.drawn_numbers - best)]
+            spread = [] if one.spread is None else _kept(one.spread, row, context, best)
             yield Collected(
-                TopContexts(
-                    feature=FeatureId(sae=slug, index=index),
-                    contexts=tuple(sorted(kept.top, key=lambda c: (-c.peak_activation, c.source_id))),
-                    n_tokens_seen=seen.n_tokens,
-                    density=int(one.n_fired[row]) / seen.n_tokens,
-                    max_activation=float(one.maximum[row]),
-                    histogram=_histogram(one, row),
-                ),
-                tuple(kept.random),
+                _top_contexts(buffers, FeatureId(sae=slug, index=index), one, row, top),
+                tuple(random),
+                tuple(spread),
+                quantile(one.counts[row], 0.999, n=buffers.n_tokens, maximum=float(one.maxima[row])),
             )
 
 
-class _Seen(NamedTuple):
-    """Size of the corpus."""
-
-    n_windows: int
-    n_tokens: int
-
-
-class _Kept(NamedTuple):
-    """Contexts of one feature."""
-
-    top: list[Context]
-    random: list[Context]
+def _kept(
+    kept: KeptWindows, row: int, context: Callable[[int, Sequence[float]], Context], without: frozenset[int]
+) -> list[Context]:
+    """Contexts of a feature's kept windows, descending by peak (ties: source id)."""
+    pairs = zip(kept.best.sources[row].tolist(), kept.activations[row].tolist(), strict=True)
+    found = [context(number, values) for number, values in pairs if number != NO_SOURCE and number not in without]
+    return sorted(found, key=lambda one: (-one.peak_activation, one.source_id))
 
 
-def _activations(
-    model: HookedModel, saes: Sequence[SAEHandle], batch: TokenBatch, found: Mapping[str, _Found]
-) -> tuple[Bool[Tensor, "batch seq"], dict[str, Float[Tensor, "batch seq feature"]]]:
-    """Which tokens count, and the chosen features' activations, zero on tokens that do not."""
-    content = content_mask(batch, model.tokenizer).cpu()
-    captured = model.capture(batch, sorted({sae.site for sae in saes}))
-    activations = {}
-    for sae in saes:
-        encoded = sae.encode(captured[sae.site], found[sae.ref.slug].features.to(sae.device)).float().cpu()
-        activations[sae.ref.slug] = torch.where(content[..., None], encoded, 0.0)
-    return content, activations
+def _dense_rows(one: FeatureBuffers) -> Callable[[int, int], list[float]]:
+    """Activations on a drawn window's tokens, by number and row of the feature."""
+    width = one.top.activations.shape[2]
+    bounds = torch.arange(len(one.features) + 1)
+    starts = {number: torch.searchsorted(window.features, bounds).tolist() for number, window in one.drawn.items()}
+
+    def dense(number: int, row: int) -> list[float]:
+        window, (start, stop) = one.drawn[number], starts[number][row : row + 2]
+        values = [0.0] * width
+        for position, value in zip(
+            window.positions[start:stop].tolist(), window.values[start:stop].tolist(), strict=True
+        ):
+            values[position] = value
+        return values
+
+    return dense
 
 
-def _first_pass(
-    model: HookedModel,
-    saes: Sequence[SAEHandle],
-    batches: Iterable[TokenBatch],
-    found: Mapping[str, _Found],
-    progress: Progress | None,
-) -> _Seen:
-    """Fills buffers, counts and maxima; the size of the corpus."""
-    n_tokens, n_windows = 0, 0
-    for batch in batches:
-        with torch.no_grad():
-            content, activations = _activations(model, saes, batch, found)
-        n_tokens += int(content.sum())
-        windows = torch.arange(n_windows, n_windows + len(batch))
-        n_windows += len(batch)
-        for slug, values in activations.items():
-            one = found[slug]
-            peaks = values.amax(dim=1).T
-            one.buffer.update(peaks, windows)
-            one.n_fired += (values > 0).sum(dim=(0, 1))
-            one.maximum = torch.maximum(one.maximum, peaks.amax(dim=1))
-        if progress is not None:
-            progress(len(batch))
-    if n_tokens == 0:
-        raise BadText("the corpus has no content token; give some text.")
-    return _Seen(n_windows, n_tokens)
-
-
-def _second_pass(
-    model: HookedModel,
-    saes: Sequence[SAEHandle],
-    batches: Iterable[TokenBatch],
-    found: Mapping[str, _Found],
-    drawn: frozenset[int],
-    progress: Progress | None,
-) -> dict[tuple[str, int], _Kept]:
-    """Histograms of everything, and the contexts of the kept and the drawn windows, by slug and row."""
-    wanted: dict[int, list[tuple[str, int]]] = defaultdict(list)
-    for slug, one in found.items():
-        for row, sources in enumerate(one.buffer.sources.tolist()):
-            for source in sources:
-                if source != NO_SOURCE:
-                    wanted[source].append((slug, row))
-    contexts: dict[tuple[str, int], _Kept] = defaultdict(lambda: _Kept([], []))
-    n_windows = 0
-    for batch in batches:
-        with torch.no_grad():
-            _, activations = _activations(model, saes, batch, found)
-        for slug, values in activations.items():
-            _count_bins(found[slug], values)
-        for place in range(len(batch)):
-            top = wanted.get(n_windows + place, [])
-            every = [(slug, row) for slug, one in found.items() for row in range(len(one.features))]
-            others = set(every) - set(top) if n_windows + place in drawn else set()
-            if not top and not others:
-                continue
-            text = _text(model, batch, place)
-            for slug, row in top:
-                contexts[slug, row].top.append(text.context(activations[slug][place, :, row]))
-            for slug, row in others:
-                contexts[slug, row].random.append(text.context(activations[slug][place, :, row]))
-        n_windows += len(batch)
-        if progress is not None:
-            progress(len(batch))
-    return contexts
-
-
-def _count_bins(one: _Found, values: Float[Tensor, "batch seq feature"]) -> None:
-    n_bins = one.counts.shape[1]
-    flat = values.flatten(0, 1).T
-    # A bin is closed at its upper edge, so that the largest value is in the last one.
-    share = flat / one.maximum.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-    bins = ((share * n_bins).ceil().long() - 1).clamp(0, n_bins - 1)
-    one.counts += torch.zeros_like(one.counts).scatter_add(1, bins, (flat > 0).long())
-
-
-def _histogram(one: _Found, row: int) -> Histogram | None:
-    maximum, n_bins = float(one.maximum[row]), one.counts.shape[1]
-    if maximum == 0:
-        return None
-    edges = tuple(maximum * edge / n_bins for edge in range(n_bins + 1))
-    return Histogram(edges=edges, counts=tuple(one.counts[row].tolist()))
+def _top_contexts(
+    buffers: ContextBuffers, feature: FeatureId, one: FeatureBuffers, row: int, contexts: Sequence[Context]
+) -> TopContexts:
+    maximum, n_bins = float(one.maxima[row]), buffers.settings.n_bins
+    histogram = None
+    if maximum > 0:
+        edges = tuple(maximum * edge / n_bins for edge in range(n_bins + 1))
+        counts = linear_counts(one.counts[row], maximum=maximum, n_bins=n_bins)
+        histogram = Histogram(edges=edges, counts=tuple(counts))
+    return TopContexts(
+        feature=feature,
+        contexts=tuple(contexts),
+        n_tokens_seen=buffers.n_tokens,
+        density=int(one.counts[row].sum()) / buffers.n_tokens,
+        max_activation=maximum,
+        histogram=histogram,
+    )
 
 
 def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
@@ -222,29 +273,3 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
         texts.append("" if incomplete else whole[len(written) :])
         written = written if incomplete else whole
     return tuple(texts)
-
-
-class _Text(NamedTuple):
-    """One window, ready to be shown beside any feature's activations."""
-
-    source_id: str
-    real: Bool[Tensor, " seq"]
-    token_ids: tuple[int, ...]
-    tokens: tuple[str, ...]
-
-    def context(self, activations: Float[Tensor, " seq"]) -> Context:
-        """The window with these activations."""
-        values = activations[self.real]
-        return Context(
-            tokens=self.tokens,
-            token_ids=self.token_ids,
-            activations=tuple(values.tolist()),
-            peak=int(values.argmax()),
-            source_id=self.source_id,
-        )
-
-
-def _text(model: HookedModel, batch: TokenBatch, place: int) -> _Text:
-    real = batch.is_real[place].cpu()
-    token_ids = batch.token_ids[place].cpu()[real].tolist()
-    return _Text(batch.source_ids[place], real, tuple(token_ids), token_texts(model.tokenizer, token_ids))

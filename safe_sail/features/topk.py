@@ -6,7 +6,7 @@
 Both give exactly what one sort of everything would give, in whatever order and pieces the values come.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -16,6 +16,16 @@ from safe_sail.errors import BadInput
 
 NO_SOURCE: Final = -1
 """Stands where a feature has fewer than k entries."""
+_MAX_SOURCE: Final = 2**31 - 1
+
+
+class Moves(NamedTuple):
+    """Where the entries of the features that changed came from, so that what belongs to them can follow."""
+
+    rows: Int[Tensor, " rows"]
+    """Features that may have changed."""
+    origins: Int[Tensor, "rows k"]
+    """Below k: the feature's own place before; k + j: column j of what came in. Empty places name themselves."""
 
 
 class TopKBuffer:
@@ -33,17 +43,20 @@ class TopKBuffer:
         """Values must exceed it; 0 keeps the sources on which a feature fires."""
         self.values: Float[Tensor, "features k"] = torch.full((n_features, k), -torch.inf, device=device)
         self.sources: Int[Tensor, "features k"] = torch.full((n_features, k), NO_SOURCE, device=device)
+        self._newest = NO_SOURCE  # no source in the buffer is above it
 
     @property
     def counts(self) -> Int[Tensor, " features"]:
         """Filled places per feature."""
         return (self.sources != NO_SOURCE).sum(dim=1)
 
-    def update(self, values: Float[Tensor, "features n"], sources: Int[Tensor, " n"]) -> None:
-        """Takes in n sources, each with one value per feature; source ids count from 0.
+    def update(self, values: Float[Tensor, "features n"], sources: Int[Tensor, " n"]) -> Moves | None:
+        """Takes in n sources, each with one value per feature; source ids count from 0 to 2^31 - 1.
+
+        None where nothing can have changed.
 
         Raises:
-            BadInput: the shapes differ from the buffer's, a value is NaN, or a source id is negative.
+            BadInput: the shapes differ from the buffer's, a value is NaN, or a source id is out of range.
         """
         n_features = self.values.shape[0]
         if values.shape != (n_features, sources.shape[0]):
@@ -51,21 +64,26 @@ class TopKBuffer:
                 f"expected values [{n_features} features, {sources.shape[0]} sources], got {list(values.shape)}."
             )
         if sources.numel() == 0:
-            return
-        if int(sources.min()) < 0 or bool(values.isnan().any()):
+            return None
+        first, last = int(sources.min()), int(sources.max())
+        if first < 0 or last > _MAX_SOURCE or bool(values.isnan().any()):
             raise BadInput(
-                f"source ids count from 0 and values are numbers; got the id {int(sources.min())} and "
+                f"source ids count from 0 to {_MAX_SOURCE} and values are numbers; got ids {first} to {last} and "
                 f"{int(values.isnan().sum())} NaN."
             )
+        are_new = first > self._newest and sources.unique().numel() == sources.numel()
+        self._newest = max(self._newest, last)
         # most features fire on few sources: only rows that can change are sorted
         best = values.amax(dim=1).to(self.values.dtype)
         rows = ((best > self.above) & (best >= self.values[:, -1])).nonzero()[:, 0]
-        if rows.numel():
-            new_values = values[rows].to(self.values.dtype)
-            new_sources = sources.to(self.sources.device).expand(rows.numel(), -1)
-            self._insert(rows, new_values.where(new_values > self.above, -torch.inf), new_sources)
+        if rows.numel() == 0:
+            return None
+        new_values = values[rows].to(self.values.dtype)
+        new_sources = sources.to(self.sources.device).expand(rows.numel(), -1)
+        insert = self._insert_new if are_new else self._insert
+        return insert(rows, new_values.where(new_values > self.above, -torch.inf), new_sources)
 
-    def merge(self, other: "TopKBuffer") -> None:
+    def merge(self, other: "TopKBuffer") -> Moves:
         """Takes in what another buffer of the same features has kept.
 
         Raises:
@@ -77,24 +95,46 @@ class TopKBuffer:
                 f"{list(other.values.shape)} above {other.above}."
             )
         rows = torch.arange(self.values.shape[0], device=self.values.device)
-        self._insert(rows, other.values.to(self.values.device), other.sources.to(self.sources.device))
+        self._newest = max(self._newest, int(other.sources.max()))
+        return self._insert(rows, other.values.to(self.values.device), other.sources.to(self.sources.device))
 
-    def _insert(self, rows: Tensor, new_values: Tensor, new_sources: Tensor) -> None:
+    def restore(self, values: Float[Tensor, "features k"], sources: Int[Tensor, "features k"]) -> None:
+        """Takes on what a buffer of this shape held when it was written down."""
+        if (values.shape, sources.shape) != (self.values.shape, self.sources.shape):
+            raise BadInput(f"expected a buffer {list(self.values.shape)}, got {list(values.shape)}.")
+        self.values, self.sources, self._newest = values, sources, int(sources.max())
+
+    def _insert_new(self, rows: Tensor, new_values: Tensor, new_sources: Tensor) -> Moves:
+        """As `_insert`, for sources that cannot repeat: one selection instead of two sorts, a third of the time."""
+        values = torch.cat([self.values[rows], new_values], dim=1)
+        sources = torch.cat([self.sources[rows], new_sources], dim=1)
+        # (value descending, source ascending) in one integer: the bits of a float32 order as the number does once
+        # those of negative numbers are turned round; adding 0 makes a negative zero positive
+        bits = (values + 0.0).view(torch.int32)
+        ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        keys = (ordered.long() << 31) + (_MAX_SOURCE - sources)
+        keys.masked_fill_(values == -torch.inf, torch.iinfo(torch.int64).min)
+        origins = keys.topk(self.k, dim=1).indices
+        return self._keep(rows, values.gather(1, origins), sources.gather(1, origins), origins)
+
+    def _insert(self, rows: Tensor, new_values: Tensor, new_sources: Tensor) -> Moves:
         values = torch.cat([self.values[rows], new_values], dim=1)
         sources = torch.cat([self.sources[rows], new_sources], dim=1)
         # a stable sort by source, then by value, orders by (value descending, source ascending)
-        sources, order = sources.sort(dim=1, stable=True)
-        values = values.gather(1, order)
-        values, order = values.sort(dim=1, descending=True, stable=True)
-        sources = sources.gather(1, order)
+        sources, origins = sources.sort(dim=1, stable=True)
+        values, order = values.gather(1, origins).sort(dim=1, descending=True, stable=True)
+        sources, origins = sources.gather(1, order), origins.gather(1, order)
         repeated = _appeared_before(sources)
         if bool((repeated & (values > -torch.inf)).any()):
-            values = values.where(~repeated, -torch.inf)
-            values, order = values.sort(dim=1, descending=True, stable=True)
-            sources = sources.gather(1, order)
-        values, sources = values[:, : self.k], sources[:, : self.k]
+            values, order = values.where(~repeated, -torch.inf).sort(dim=1, descending=True, stable=True)
+            sources, origins = sources.gather(1, order), origins.gather(1, order)
+        return self._keep(rows, values[:, : self.k], sources[:, : self.k], origins[:, : self.k])
+
+    def _keep(self, rows: Tensor, values: Tensor, sources: Tensor, origins: Tensor) -> Moves:
+        is_filled = values > -torch.inf
         self.values[rows] = values
-        self.sources[rows] = sources.where(values > -torch.inf, NO_SOURCE)
+        self.sources[rows] = sources.where(is_filled, NO_SOURCE)
+        return Moves(rows, origins.where(is_filled, torch.arange(self.k, device=origins.device)))
 
 
 def _appeared_before(sources: Int[Tensor, "rows n"]) -> Tensor:

@@ -127,7 +127,7 @@ def test_contexts_equal_a_collector_that_keeps_everything(model: HookedModel, sa
 
     chosen = {"planted": [PLANTED, 0, 5]}
     generator = torch.Generator().manual_seed(2)
-    collected = list(collect_contexts(model, [sae], batches, features=chosen, settings=settings, generator=generator))
+    collected = list(collect_contexts(model, [sae], batches(), features=chosen, settings=settings, generator=generator))
     found = [one.top for one in collected]
     special = special_ids(model.tokenizer)
     everything = []
@@ -175,7 +175,7 @@ def test_contexts_need_content(model: HookedModel, sae: SAEHandle):
             collect_contexts(
                 model,
                 [sae],
-                list,
+                [],
                 features={"planted": [0]},
                 settings=ContextSettings(),
                 generator=torch.Generator(),
