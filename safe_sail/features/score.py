@@ -1,10 +1,13 @@
 """How specifically each SAE carries each safety concept, before anyone explains a feature.
 
-1. All texts of all concepts pass once through the model, stopped at the deepest site, and through every SAE; of each
-   text the maximum activation of every feature over its content tokens is kept.
+1. The texts of all concepts pass once through the model, stopped at the deepest site, and through every SAE; of each
+   text the maximum activation of every feature over its content tokens is kept, as float32. Where that is more than
+   the settings allow, as many concepts as fit are read and scored at a time.
 2. Per concept and SAE, the choosing texts pick the best feature by its firing-rate gap.
 3. The judging texts, none of which chose, give that feature's gap, AUROC and F1 with bootstrap intervals.
 4. The same choice and judgement with shuffled labels, several times, says what chance alone finds.
+5. Where texts come in pairs, `specificity` says how much of the whole SAE tells them apart.
+6. What each pair and text said is kept beside the scores, so that `ranking` can compare SAEs on the same texts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +18,15 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from safe_sail.data.concepts import ConceptDataset
-from safe_sail.errors import BadInput
+from safe_sail.errors import BadInput, BadSettings
 from safe_sail.features import separability
+from safe_sail.features.ranking import ConceptEvidence
 from safe_sail.features.separability import FiringRates, RankStatistics
+from safe_sail.features.specificity import PairValues, Specificity, specificity
 from safe_sail.model.chat import instruction_mask
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import content_mask
-from safe_sail.records import ConceptScore, Estimate, FeatureId, SaeScore
+from safe_sail.records import ConceptScore, Estimate, FeatureId, SaeScore, SaeSpecificity
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ScoreSettings
 
@@ -45,6 +50,43 @@ class SaeConceptResult(NamedTuple):
     score: SaeScore
     features: tuple[ConceptScore, ...]
     """The best features by the choosing texts, best first, judged on the judging texts."""
+    specificity: SaeSpecificity | None
+    """None where one of the two splits holds no pair."""
+    evidence: ConceptEvidence
+    """For `ranking.rank_saes`."""
+
+
+class ConceptBlock(NamedTuple):
+    """Concepts that are read together, and their texts, each once."""
+
+    concepts: tuple[ConceptSplits, ...]
+    texts: tuple[str, ...]
+
+
+def concept_blocks(
+    concepts: Sequence[ConceptSplits], saes: Sequence[SAEHandle], *, max_bytes: int
+) -> list[ConceptBlock]:
+    """The concepts in order, as few blocks as the memory allows: 4 bytes per text and feature of all SAEs.
+
+    Raises:
+        BadSettings: one concept alone needs more.
+    """
+    per_text = 4 * sum(sae.d_sae for sae in saes)
+    blocks: list[ConceptBlock] = []
+    for splits in concepts:
+        own = dict.fromkeys(text for part in splits for text in part.texts)
+        if per_text * len(own) > max_bytes:
+            raise BadSettings(
+                f"concept `{splits.judge.concept}` has {len(own)} texts, which take {per_text * len(own):,} bytes for "
+                f"{len(saes)} SAEs with {per_text // 4} features together; ScoreSettings.max_bytes is {max_bytes:,}. "
+                f"Raise it, or give fewer texts or SAEs."
+            )
+        joined = dict.fromkeys((*blocks[-1].texts, *own)) if blocks else own
+        if blocks and per_text * len(joined) <= max_bytes:
+            blocks[-1] = ConceptBlock((*blocks[-1].concepts, splits), tuple(joined))
+        else:
+            blocks.append(ConceptBlock((splits,), tuple(own)))
+    return blocks
 
 
 def score_saes(
@@ -58,23 +100,26 @@ def score_saes(
     as_chat: bool = True,
     progress: Progress | None = None,
 ) -> Iterator[SaeConceptResult]:
-    """Score of every SAE on every concept, SAE by SAE; all texts are read in one pass before the first is yielded.
+    """Score of every SAE on every concept: block by block of concepts, in each SAE by SAE.
 
-    With `as_chat` texts are user turns of the chat template, and only the instruction's own tokens count.
+    With `as_chat` texts are user turns of the chat template, and only the instruction's own tokens count. Memory is
+    4 bytes per text of a block and feature of all SAEs, at most `settings.max_bytes`.
 
     Raises:
         BadInput: the two splits of a concept share a text, or belong to two concepts.
+        BadSettings: a concept's texts need more memory than the settings allow.
         ChatTemplateMissing: `as_chat` and the tokenizer has no chat template.
     """
     for splits in concepts:
         _require_disjoint(splits)
-    every = list(dict.fromkeys(text for splits in concepts for part in splits for text in part.texts))
-    row_of = {text: row for row, text in enumerate(every)}
-    maxima = text_maxima(model, saes, every, batch_size=settings.batch_size, as_chat=as_chat, progress=progress)
-    for sae in saes:
-        for splits in concepts:
-            choose, judge = (_rows(maxima[sae.ref.slug], row_of, part) for part in splits)
-            yield _score(sae, splits.judge.concept, choose, judge, settings, n_features, generator)
+    for block in concept_blocks(concepts, saes, max_bytes=settings.max_bytes):
+        row_of = {text: row for row, text in enumerate(block.texts)}
+        maxima = text_maxima(
+            model, saes, block.texts, batch_size=settings.batch_size, as_chat=as_chat, progress=progress
+        )
+        for sae in saes:
+            for splits in block.concepts:
+                yield _score(sae, splits, maxima[sae.ref.slug], row_of, settings, n_features, generator)
 
 
 def _require_disjoint(splits: ConceptSplits) -> None:
@@ -128,15 +173,43 @@ def _rows(values: Tensor, row_of: dict[str, int], part: ConceptDataset) -> _Part
     return _Part(values[[row_of[text] for text in part.texts]], torch.tensor(part.is_positive))
 
 
+def _pair_values(values: Tensor, row_of: dict[str, int], part: ConceptDataset) -> PairValues:
+    positive, negative = ([row_of[pair[side]] for pair in part.pairs] for side in (0, 1))
+    return PairValues(values[positive], values[negative])
+
+
+def _specificity(
+    sae: SAEHandle,
+    splits: ConceptSplits,
+    values: Tensor,
+    row_of: dict[str, int],
+    settings: ScoreSettings,
+    generator: torch.Generator,
+) -> Specificity | None:
+    choose, judge = (_pair_values(values, row_of, part) for part in splits)
+    if not len(choose.positive) or not len(judge.positive):
+        return None
+    return specificity(
+        sae.ref.slug,
+        splits.judge.concept,
+        choose=choose,
+        judge=judge,
+        n_bootstrap=settings.n_bootstrap,
+        generator=generator,
+    )
+
+
 def _score(
     sae: SAEHandle,
-    concept: str,
-    choose: _Part,
-    judge: _Part,
+    splits: ConceptSplits,
+    values: Float[Tensor, "text d_sae"],
+    row_of: dict[str, int],
     settings: ScoreSettings,
     n_features: int,
     generator: torch.Generator,
 ) -> SaeConceptResult:
+    concept = splits.judge.concept
+    choose, judge = (_rows(values, row_of, part) for part in splits)
     ranked = _ranked_features(choose)
     rates = separability.firing_rates(judge.values, judge.is_positive)
     ranks = separability.rank_statistics(judge.values, judge.is_positive)
@@ -160,7 +233,17 @@ def _score(
         control_rate_gap=_control(choose, judge, settings, generator),
         n_specific=int(((q_values < SPECIFIC_Q) & (rates.gap > SPECIFIC_GAP)).sum()),
     )
-    return SaeConceptResult(score, features)
+    found = _specificity(sae, splits, values, row_of, settings, generator)
+    fires = (judge.values[:, best.feature.index] > 0).double()
+    evidence = ConceptEvidence(
+        sae=sae.ref.slug,
+        concept=concept,
+        per_pair=None if found is None else found.per_pair,
+        fires_positive=fires[judge.is_positive],
+        fires_negative=fires[~judge.is_positive],
+        n_specific=None if found is None else found.record.n_specific,
+    )
+    return SaeConceptResult(score, features, None if found is None else found.record, evidence)
 
 
 def _ranked_features(part: _Part) -> Int[Tensor, " d_sae"]:

@@ -4,8 +4,7 @@ Input is one number per text and feature: the maximum activation over the text's
 
 1. Ranks: AUROC and the Mann-Whitney test, ties at midranks.
 2. Firing: rates per class, their gap, and F1 of "the feature fires" as a detector.
-3. Pairs: distinguishing frequency F_i with its swapped null, the L0_t curve and I_CDF.
-4. Chance: bootstrap intervals, shuffled labels, Benjamini-Hochberg.
+3. Chance: bootstrap intervals, shuffled labels, Benjamini-Hochberg.
 
 Sums and ranks are float64. A feature that is constant over the texts has AUROC 0.5 and p-value 1, and is counted.
 """
@@ -149,59 +148,7 @@ def best_feature(gap: Float[Tensor, " features"], auroc: Float[Tensor, " feature
     return int(candidates[auroc[candidates].argmax()])
 
 
-# 3. pairs
-
-
-class DistinguishingFrequency(NamedTuple):
-    """Shares of pairs that each feature tells apart."""
-
-    frequency: Float64[Tensor, " features"]
-    """F_i: pairs on whose positive text it fires and on whose negative text it does not."""
-    null: Float64[Tensor, " features"]
-    """The same with the texts' roles swapped: what a feature reaches that knows nothing of the concept."""
-
-
-def distinguishing_frequency(
-    positive: Float[Tensor, "pairs features"], negative: Float[Tensor, "pairs features"], *, margin: float | None = None
-) -> DistinguishingFrequency:
-    """F_i over contrastive pairs, row j of both inputs being one pair.
-
-    With a margin, a pair is told apart where the positive text's value exceeds the negative one's by more than it.
-
-    Raises:
-        EmptyConcept: there is no pair.
-        BadInput: the two inputs differ in shape, or a value is NaN.
-
-    Source: Safe-SAIL, section 2.2.1, arXiv 2509.18127; the swapped null is ours, without it wide SAEs win by noise.
-    """
-    if positive.ndim != 2 or positive.shape != negative.shape:
-        raise BadInput(
-            f"pairs need two inputs [pairs, features] of one shape; got {list(positive.shape)} and "
-            f"{list(negative.shape)}."
-        )
-    if positive.shape[0] == 0:
-        raise EmptyConcept("distinguishing frequency needs at least one pair; got none.")
-    _require_numbers(positive)
-    _require_numbers(negative)
-    if margin is None:
-        told, swapped = (positive > 0) & (negative <= 0), (negative > 0) & (positive <= 0)
-    else:
-        told, swapped = positive - negative > margin, negative - positive > margin
-    return DistinguishingFrequency(told.double().mean(dim=0), swapped.double().mean(dim=0))
-
-
-def l0_curve(frequency: Float[Tensor, " features"], thresholds: Sequence[float]) -> Int[Tensor, " thresholds"]:
-    """L0_t: how many features have F_i >= t, per threshold t."""
-    cuts = torch.tensor(thresholds, dtype=torch.float64, device=frequency.device)
-    return (frequency.double()[:, None] >= cuts).sum(dim=0)
-
-
-def i_cdf(frequency: Float[Tensor, " features"]) -> float:
-    """I_CDF: mean F_i over all features, which is the area under L0_t / n_features."""
-    return float(frequency.double().mean())
-
-
-# 4. chance
+# 3. chance
 
 
 class Interval(NamedTuple):
@@ -285,10 +232,15 @@ def _class_sizes(values: Tensor, is_positive: Tensor) -> tuple[int, int]:
     n_negative = is_positive.shape[0] - n_positive
     if n_positive == 0 or n_negative == 0:
         raise EmptyConcept(f"both classes need texts; got {n_positive} positive and {n_negative} negative.")
-    _require_numbers(values)
+    require_numbers(values)
     return n_positive, n_negative
 
 
-def _require_numbers(values: Tensor) -> None:
+def require_numbers(values: Tensor) -> None:
+    """Refuses NaN.
+
+    Raises:
+        BadInput: a value is NaN.
+    """
     if bool(values.isnan().any()):
         raise BadInput(f"{int(values.isnan().sum())} of {values.numel()} values are NaN; activations are numbers.")

@@ -10,15 +10,13 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor
 
 from safe_sail.errors import BadInput, EmptyConcept
+from safe_sail.features.pairs import distinguishing_frequency, i_cdf, l0_curve
 from safe_sail.features.separability import (
     benjamini_hochberg,
     best_feature,
     bootstrap_interval,
-    distinguishing_frequency,
     f1_of_firing,
     firing_rates,
-    i_cdf,
-    l0_curve,
     mean_gap,
     rank_statistics,
     shuffled_labels,
