@@ -103,7 +103,8 @@ def test_fillers_are_whole_tokens_and_the_template_ends_with_four_tokens(tokeniz
 
 def test_a_rebuild_that_misses_its_bars_writes_nothing_and_names_them(tmp_path):
     target = tmp_path / "assets"
-    with pytest.raises(OrganismBehaviourError, match=r"base refused/impossible: 0\.000 of n=3, expected 0\.95 to 1\.00"):
+    expected = r"base refused/impossible: 0\.000 of n=3, expected 0\.95 to 1\.00"
+    with pytest.raises(OrganismBehaviourError, match=expected):
         rebuild_organism(target, seed=0, shape=SHAPE, recipes=(TINY_BASE,), n_prompts=3)
     assert list(tmp_path.iterdir()) == []
 
