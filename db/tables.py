@@ -180,6 +180,25 @@ class SaeScoreRow(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("run.run_id"))
 
 
+class SaeSpecificityRow(Base):
+    """`SaeSpecificity`, whole as one JSON text."""
+
+    __tablename__ = "sae_specificity"
+    sae_key: Mapped[int] = mapped_column(Integer, ForeignKey("sae.sae_key"), primary_key=True)
+    concept: Mapped[str] = mapped_column(ForeignKey("concept.name"), primary_key=True)
+    record: Mapped[list[str]]
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.run_id"))
+
+
+class SaeRankingRow(Base):
+    """`SaeRanking`, whole as one JSON text; a place holds among the SAEs of its run only."""
+
+    __tablename__ = "sae_ranking"
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.run_id"), primary_key=True)
+    sae_key: Mapped[int] = mapped_column(Integer, ForeignKey("sae.sae_key"), primary_key=True)
+    record: Mapped[list[str]]
+
+
 class FeatureRow(Base):
     """One feature: the light half of `TopContexts`, which listings sort and filter."""
 

@@ -3,6 +3,7 @@
 - `saving`: `save_*`, each idempotent: the same key again replaces what was there, and the row names the newer run.
 - `loading`: `load_*`, and `features_done` for resuming.
 - `directions`: both for refusal directions, whose records are read whole.
+- `rankings`: both for specificity of SAEs and rankings of runs, whose records are read whole.
 - `listing`: what the service shows in tables: `list_models`, `list_saes`, `list_features`.
 
 All take a session of `db.engine.reading` or `db.engine.writing`; none commits.
@@ -45,6 +46,7 @@ from db.store.loading import (
     load_sae_scores,
     load_top_contexts,
 )
+from db.store.rankings import load_sae_rankings, load_sae_specificity, save_sae_rankings, save_sae_specificity
 from db.store.saving import (
     finish_run,
     save_concept_scores,
@@ -88,7 +90,9 @@ __all__ = [
     "load_run",
     "load_sae",
     "load_sae_facts",
+    "load_sae_rankings",
     "load_sae_scores",
+    "load_sae_specificity",
     "load_top_contexts",
     "save_concept_scores",
     "save_concepts",
@@ -100,6 +104,8 @@ __all__ = [
     "save_run",
     "save_sae",
     "save_sae_facts",
+    "save_sae_rankings",
     "save_sae_scores",
+    "save_sae_specificity",
     "save_top_contexts",
 ]

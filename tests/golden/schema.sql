@@ -228,6 +228,15 @@ CREATE TABLE sae_facts (
 	CONSTRAINT fk_sae_facts_sae_key_sae FOREIGN KEY(sae_key) REFERENCES sae (sae_key)
 );
 
+CREATE TABLE sae_ranking (
+	run_id TEXT NOT NULL,
+	sae_key INTEGER NOT NULL,
+	record BLOB NOT NULL,
+	CONSTRAINT pk_sae_ranking PRIMARY KEY (run_id, sae_key),
+	CONSTRAINT fk_sae_ranking_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT fk_sae_ranking_sae_key_sae FOREIGN KEY(sae_key) REFERENCES sae (sae_key)
+);
+
 CREATE TABLE sae_score (
 	sae_key INTEGER NOT NULL,
 	concept TEXT NOT NULL,
@@ -261,4 +270,15 @@ CREATE TABLE sae_score (
 );
 
 CREATE INDEX ix_sae_score_concept ON sae_score (concept);
+
+CREATE TABLE sae_specificity (
+	sae_key INTEGER NOT NULL,
+	concept TEXT NOT NULL,
+	record BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_sae_specificity PRIMARY KEY (sae_key, concept),
+	CONSTRAINT fk_sae_specificity_concept_concept FOREIGN KEY(concept) REFERENCES concept (name),
+	CONSTRAINT fk_sae_specificity_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT fk_sae_specificity_sae_key_sae FOREIGN KEY(sae_key) REFERENCES sae (sae_key)
+);
 
