@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 Architecture = Literal["topk", "batchtopk", "standard", "jumprelu"]
@@ -119,6 +120,13 @@ def _fit(sae: Any, recipe: SaeRecipe, batches: Iterator[Tensor], scale: float, p
     trainer.set_final_sae_metadata()
 
 
+def _store_in(dtype: torch.dtype, weights_path: Path) -> None:
+    """Rewrites a stored SAE in one dtype; SAELens keeps some of a JumpReLU's weights in float32."""
+    weights = load_file(weights_path)
+    if any(value.dtype != dtype for value in weights.values()):
+        save_file({name: value.to(dtype) for name, value in weights.items()}, weights_path)
+
+
 @torch.no_grad()
 def _measure(sae: Any, activations: Tensor, seconds: float) -> SaeFacts:
     centred = activations.double() - activations.double().mean(0)
@@ -163,6 +171,7 @@ def train_saes(
         sae.fold_activation_norm_scaling_factor(scale)
         sae.cfg.dtype = dtype
         sae.to(getattr(torch, dtype))
-        sae.save_inference_model(folder / recipe.slug)
+        weights_path, _ = sae.save_inference_model(folder / recipe.slug)
+        _store_in(getattr(torch, dtype), weights_path)
         stored = sae_lens.SAE.load_from_disk(folder / recipe.slug, dtype="float32")
         yield TrainedSae(recipe, _measure(stored, held_out, time.perf_counter() - begin), stored)

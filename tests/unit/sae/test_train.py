@@ -9,7 +9,7 @@ from safe_sail.sae.train import SaeRecipe, shuffled_batches, train_saes
 D_IN = 12
 RECIPES = (
     SaeRecipe(slug="topk", architecture="topk", d_sae=32, k=3, steps=150, batch_rows=128),
-    SaeRecipe(slug="batchtopk", architecture="batchtopk", d_sae=32, k=3, steps=150, batch_rows=128),
+    SaeRecipe(slug="batchtopk", architecture="batchtopk", d_sae=32, k=3, steps=500, batch_rows=128),
     SaeRecipe(slug="relu", architecture="standard", d_sae=32, sparsity=0.5, steps=150, batch_rows=128),
     SaeRecipe(slug="jumprelu", architecture="jumprelu", d_sae=32, sparsity=0.5, steps=150, batch_rows=128),
 )
@@ -54,6 +54,7 @@ def test_every_architecture_learns_and_is_stored_in_half_precision(trained, reci
 def test_topk_keeps_at_most_k_features(trained):
     _, facts = trained
     assert facts["topk"].l0 <= 3
+    # Its threshold is a running mean of rate .01, so 500 steps leave half a percent of the start.
     assert facts["batchtopk"].l0 == pytest.approx(3, abs=1)
 
 
