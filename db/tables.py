@@ -326,6 +326,15 @@ class DirectionSearchRow(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("run.run_id"))
 
 
+class DirectionReadingRow(Base):
+    """`DirectionReading`, whole as one JSON text."""
+
+    __tablename__ = "direction_reading"
+    direction: Mapped[str] = mapped_column(ForeignKey("direction.slug", ondelete="CASCADE"), primary_key=True)
+    record: Mapped[list[str]]
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.run_id"))
+
+
 class DirectionEvaluationRow(Base):
     """`DirectionEvaluation`, whole as one JSON text."""
 

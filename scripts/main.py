@@ -25,8 +25,15 @@ class CommandRow(NamedTuple):
 
 COMMANDS: dict[str, CommandRow] = {
     "demo": CommandRow("scripts.demo", "demo", "Main job on the embedded model organism."),
+    "score-saes": CommandRow("scripts.score_saes", "score", "Rank SAEs on safety concepts before explaining."),
     "serve": CommandRow("scripts.serve", "serve", "Serve the database: REST and web page."),
     "migrate": CommandRow("scripts.migrate", "migrate", "Bring a database to this schema."),
+    "find-refusal-direction": CommandRow(
+        "scripts.find_refusal_direction", "find_refusal_direction", "Find a refusal direction, test it, read it."
+    ),
+    "collect-contexts": CommandRow(
+        "scripts.collect_contexts", "collect_contexts", "What SAE features fire on, over a corpus."
+    ),
     "train-organism": CommandRow("scripts.train_organism", "train_organism", "Rebuild the model organism, checked."),
 }
 

@@ -4,6 +4,7 @@
 - `loading`: `load_*`, and `features_done` for resuming.
 - `directions`: both for refusal directions, whose records are read whole.
 - `rankings`: both for specificity of SAEs and rankings of runs, whose records are read whole.
+- `published`: scores without n and tags that others published.
 - `listing`: what the service shows in tables: `list_models`, `list_saes`, `list_features`.
 
 All take a session of `db.engine.reading` or `db.engine.writing`; none commits.
@@ -13,8 +14,10 @@ from db.store.directions import (
     list_direction_searches,
     load_direction,
     load_direction_evaluation,
+    load_direction_reading,
     load_direction_search,
     save_direction_evaluation,
+    save_direction_reading,
     save_direction_search,
 )
 from db.store.listing import (
@@ -45,6 +48,12 @@ from db.store.loading import (
     load_sae_facts,
     load_sae_scores,
     load_top_contexts,
+)
+from db.store.published import (
+    load_feature_tags,
+    load_published_scores,
+    save_feature_tags,
+    save_published_scores,
 )
 from db.store.rankings import load_sae_rankings, load_sae_specificity, save_sae_rankings, save_sae_specificity
 from db.store.saving import (
@@ -82,11 +91,14 @@ __all__ = [
     "load_concept_scores",
     "load_direction",
     "load_direction_evaluation",
+    "load_direction_reading",
     "load_direction_search",
     "load_explanation_scores",
     "load_explanations",
     "load_feature",
+    "load_feature_tags",
     "load_model",
+    "load_published_scores",
     "load_run",
     "load_sae",
     "load_sae_facts",
@@ -97,10 +109,13 @@ __all__ = [
     "save_concept_scores",
     "save_concepts",
     "save_direction_evaluation",
+    "save_direction_reading",
     "save_direction_search",
     "save_explanation_scores",
     "save_explanations",
+    "save_feature_tags",
     "save_model",
+    "save_published_scores",
     "save_run",
     "save_sae",
     "save_sae_facts",

@@ -1,7 +1,7 @@
 """Refusal directions in the store: what was found, the search behind it, and its evaluation.
 
 Rule of keys as in `saving`: the same slug again replaces what was there. A search that is saved again takes the
-evaluation of its former direction away, since that judged other numbers.
+evaluation and the reading of its former direction away, since they describe other numbers.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from db.store.loading import Kept
 from db.store.saving import require_run, upsert
 from db.store.whole import from_json, to_json
 from safe_sail.errors import NotFound
-from safe_sail.records import Direction, DirectionEvaluation, DirectionSearch
+from safe_sail.records import Direction, DirectionEvaluation, DirectionReading, DirectionSearch
 from safe_sail.sites import Site
 
 
@@ -30,9 +30,8 @@ def save_direction_search(session: Session, search: DirectionSearch, *, run_id: 
     if session.get(tables.ModelRow, search.model_id) is None:
         raise NotFound(f"model `{search.model_id}` of {search.slug} is not in the database; save the model first.")
     for direction in {one.slug: one for one in (search.direction, search.added) if one is not None}.values():
-        session.execute(
-            delete(tables.DirectionEvaluationRow).where(tables.DirectionEvaluationRow.direction == direction.slug)
-        )
+        for row in (tables.DirectionEvaluationRow, tables.DirectionReadingRow):
+            session.execute(delete(row).where(row.direction == direction.slug))
         upsert(session, tables.DirectionRow, [_columns(direction) | {"run_id": run_id}], key=("slug",))
     columns: rows.Columns = {
         "slug": search.slug,
@@ -60,6 +59,18 @@ def save_direction_evaluation(session: Session, evaluation: DirectionEvaluation,
         "run_id": run_id,
     }
     upsert(session, tables.DirectionEvaluationRow, [columns], key=("direction",))
+
+
+def save_direction_reading(session: Session, reading: DirectionReading, *, run_id: str) -> None:
+    """Keeps where prompts stand along a direction and which features write it.
+
+    Raises:
+        NotFound: the run or the direction is not kept.
+    """
+    require_run(session, run_id)
+    _row(session, reading.direction)
+    columns: rows.Columns = {"direction": reading.direction, "record": [to_json(reading)], "run_id": run_id}
+    upsert(session, tables.DirectionReadingRow, [columns], key=("direction",))
 
 
 def load_direction(session: Session, slug: str) -> Kept[Direction]:
@@ -93,6 +104,17 @@ def load_direction_evaluation(session: Session, slug: str) -> Kept[DirectionEval
     _row(session, slug)
     row = session.get(tables.DirectionEvaluationRow, slug)
     return None if row is None else Kept(from_json(DirectionEvaluation, row.record[0]), row.run_id)
+
+
+def load_direction_reading(session: Session, slug: str) -> Kept[DirectionReading] | None:
+    """Reading of a direction, or None where it was not read.
+
+    Raises:
+        NotFound: no direction has this slug.
+    """
+    _row(session, slug)
+    row = session.get(tables.DirectionReadingRow, slug)
+    return None if row is None else Kept(from_json(DirectionReading, row.record[0]), row.run_id)
 
 
 def list_direction_searches(

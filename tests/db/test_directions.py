@@ -18,8 +18,10 @@ from safe_sail.errors import DatabaseUnreachable, NotFound
 from safe_sail.records import (
     Direction,
     DirectionEvaluation,
+    DirectionReading,
     DirectionSearch,
     Estimate,
+    FeatureId,
     ReplyShares,
 )
 from safe_sail.sites import Site
@@ -72,6 +74,8 @@ def fields_of(kind: Any) -> st.SearchStrategy[dict[str, Any]]:
     if kind is ReplyShares:
         third = Estimate(value=1 / 3, low=0.0, high=1.0, n=3)
         drawn = drawn.map(lambda values: values | dict.fromkeys(("refusal", "compliance", "degenerate"), third))
+    if kind is FeatureId:
+        return st.fixed_dictionaries({"sae": some.slugs, "index": st.integers(0, 2**40)})
     if "confirmed" in names:
         drawn = drawn.map(lambda values: values | {"reason": "" if values["confirmed"] is not None else "none passed"})
     if kind is DirectionSearch:
@@ -134,6 +138,17 @@ def evaluation() -> DirectionEvaluation:
     )  # fmt: skip
 
 
+def read() -> DirectionReading:
+    return DirectionReading(direction="tiny.refusal", cosines={"harmful": (a.estimate(0.25), a.estimate(0.5))}, saes=())
+
+
+@few
+@given(any_record(DirectionEvaluation), any_record(DirectionReading))
+def test_every_evaluation_and_reading_is_the_same_as_text(judged: DirectionEvaluation, seen: DirectionReading) -> None:
+    assert from_json(DirectionEvaluation, to_json(judged)) == judged
+    assert from_json(DirectionReading, to_json(seen)) == seen
+
+
 def test_every_search_survives(shared_engine: Engine) -> None:
     @few
     @given(searches)
@@ -156,12 +171,15 @@ def test_an_evaluation_survives_and_goes_with_the_direction_it_judged(engine: En
     with writing(engine) as session:
         store.save_direction_search(session, search(direction()), run_id=a.RUN)
         store.save_direction_evaluation(session, evaluation(), run_id=a.RUN)
+        store.save_direction_reading(session, read(), run_id=a.RUN)
     with reading(engine) as session:
         assert store.load_direction_evaluation(session, "tiny.refusal") == store.Kept(evaluation(), a.RUN)
+        assert store.load_direction_reading(session, "tiny.refusal") == store.Kept(read(), a.RUN)
     with writing(engine) as session:
         store.save_direction_search(session, search(direction(first=2.0)), run_id=a.RUN)
     with reading(engine) as session:
         assert store.load_direction_evaluation(session, "tiny.refusal") is None
+        assert store.load_direction_reading(session, "tiny.refusal") is None
         assert store.load_direction(session, "tiny.refusal").record.vectors == ((2.0, 0.5),)
 
 

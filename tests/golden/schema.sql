@@ -84,6 +84,15 @@ CREATE TABLE direction_evaluation (
 	CONSTRAINT fk_direction_evaluation_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
 );
 
+CREATE TABLE direction_reading (
+	direction TEXT NOT NULL,
+	record BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_direction_reading PRIMARY KEY (direction),
+	CONSTRAINT fk_direction_reading_direction_direction FOREIGN KEY(direction) REFERENCES direction (slug) ON DELETE CASCADE,
+	CONSTRAINT fk_direction_reading_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
 CREATE TABLE direction_search (
 	slug TEXT NOT NULL,
 	model_id TEXT NOT NULL,
@@ -166,6 +175,20 @@ CREATE TABLE feature (
 
 CREATE INDEX ix_feature_sae_key_density ON feature (sae_key, density);
 
+CREATE TABLE feature_tag (
+	sae_key INTEGER NOT NULL,
+	feature_index INTEGER NOT NULL,
+	source TEXT NOT NULL,
+	tag TEXT NOT NULL,
+	place BIGINT NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_feature_tag PRIMARY KEY (sae_key, feature_index, source, tag),
+	CONSTRAINT fk_feature_tag_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index),
+	CONSTRAINT fk_feature_tag_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE INDEX ix_feature_tag_sae_key_tag ON feature_tag (sae_key, tag);
+
 CREATE TABLE model (
 	model_id TEXT NOT NULL,
 	architecture TEXT NOT NULL,
@@ -179,6 +202,18 @@ CREATE TABLE model (
 	run_id TEXT NOT NULL,
 	CONSTRAINT pk_model PRIMARY KEY (model_id),
 	CONSTRAINT fk_model_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE TABLE published_score (
+	sae_key INTEGER NOT NULL,
+	feature_index INTEGER NOT NULL,
+	source TEXT NOT NULL,
+	method TEXT NOT NULL,
+	value FLOAT NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_published_score PRIMARY KEY (sae_key, feature_index, source, method),
+	CONSTRAINT fk_published_score_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index),
+	CONSTRAINT fk_published_score_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
 );
 
 CREATE TABLE run (

@@ -44,17 +44,18 @@ def upgrade() -> None:  # in the order of their references
         sa.PrimaryKeyConstraint("slug", name=op.f("pk_direction_search")),
     )
     op.create_index(op.f("ix_direction_search_model_id"), "direction_search", ["model_id"], unique=False)
-    op.create_table(
-        "direction_evaluation",
-        sa.Column("direction", TEXT, nullable=False),
-        sa.Column("record", sa.LargeBinary(), nullable=False),
-        sa.Column("run_id", TEXT, nullable=False),
-        sa.ForeignKeyConstraint(
-            ["direction"],
-            ["direction.slug"],
-            name=op.f("fk_direction_evaluation_direction_direction"),
-            ondelete="CASCADE",
-        ),
-        sa.ForeignKeyConstraint(["run_id"], ["run.run_id"], name=op.f("fk_direction_evaluation_run_id_run")),
-        sa.PrimaryKeyConstraint("direction", name=op.f("pk_direction_evaluation")),
-    )
+    for name in ("direction_evaluation", "direction_reading"):
+        op.create_table(
+            name,
+            sa.Column("direction", TEXT, nullable=False),
+            sa.Column("record", sa.LargeBinary(), nullable=False),
+            sa.Column("run_id", TEXT, nullable=False),
+            sa.ForeignKeyConstraint(
+                ["direction"],
+                ["direction.slug"],
+                name=op.f(f"fk_{name}_direction_direction"),
+                ondelete="CASCADE",
+            ),
+            sa.ForeignKeyConstraint(["run_id"], ["run.run_id"], name=op.f(f"fk_{name}_run_id_run")),
+            sa.PrimaryKeyConstraint("direction", name=op.f(f"pk_{name}")),
+        )

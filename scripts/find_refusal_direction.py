@@ -1,0 +1,222 @@
+"""Find a refusal direction, confirm and evaluate it, read it in SAEs, keep everything, and draw it.
+
+safe-sail find-refusal-direction
+safe-sail find-refusal-direction --model base --out figures
+safe-sail find-refusal-direction --model path/to/model --harmful-file harmful.txt --harmless-file harmless.txt
+"""
+
+import random
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+from sqlalchemy import Engine
+from tqdm import tqdm
+
+from db import store
+from db.engine import make_engine, writing
+from db.migrate import upgrade
+from safe_sail.directions.candidates import DirectionPrompts
+from safe_sail.directions.evaluate import EvaluationTexts, evaluate_direction
+from safe_sail.directions.find import find_direction
+from safe_sail.directions.read import PromptGroup, read_direction
+from safe_sail.errors import CorpusUnreadable
+from safe_sail.model.handle import HookedModel
+from safe_sail.model.load import load_model
+from safe_sail.organism.conversations import MixtureShare, draw_conversation
+from safe_sail.organism.grammar import documents, prompts
+from safe_sail.organism.load import ORGANISM_VARIANTS, organism_path, organism_sae_paths
+from safe_sail.provenance import finish_run, start_run
+from safe_sail.records import DirectionEvaluation, DirectionReading, DirectionSearch, ModelRef, RunInfo
+from safe_sail.sae.load import load_sae
+from safe_sail.settings import DirectionSettings
+from scripts.direction_report import draw_figures, print_report
+from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
+
+
+class Texts(NamedTuple):
+    """Prompts of a search and texts of its evaluation."""
+
+    search: DirectionPrompts
+    held_out: EvaluationTexts
+
+
+def find_refusal_direction(
+    model: Annotated[
+        str, typer.Option(help="aligned, base or backdoored of the embedded organism; a folder; a hub name.")
+    ] = "aligned",
+    harmful_file: Annotated[
+        Path | None, typer.Option(help="Harmful instructions, one a line; shuffled and split.")
+    ] = None,
+    harmless_file: Annotated[Path | None, typer.Option(help="Harmless instructions, one a line.")] = None,
+    estimator: Annotated[
+        list[str] | None, typer.Option(help="raw, projected, winsorised, standardised; in order.")
+    ] = None,
+    refusal_token: Annotated[list[str] | None, typer.Option(help="Word that refusals begin with; else learnt.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt; none is sent unless given.")] = None,
+    n_train: Annotated[int, typer.Option(min=2, help="Training prompts of each class.")] = DirectionSettings().n_train,
+    n_validation: Annotated[
+        int, typer.Option(min=2, help="Validation prompts of each class.")
+    ] = DirectionSettings().n_validation,
+    n_evaluate: Annotated[
+        int, typer.Option(min=2, help="Held-out prompts of each class.")
+    ] = DirectionSettings().n_evaluate,
+    score_all: Annotated[bool, typer.Option(help="Score candidates too that an early filter rules out.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures, as PNG.")] = None,
+    database: DatabaseUrl = DEFAULT_DATABASE,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Find, confirm, evaluate, read and keep the refusal direction of a model."""
+    settings = DirectionSettings(
+        n_train=n_train, n_validation=n_validation, n_evaluate=n_evaluate, score_all=score_all, system=system,
+        estimators=tuple(estimator) if estimator else DirectionSettings().estimators,
+    )  # fmt: skip
+    texts = _texts(settings, seed, harmful_file, harmless_file)
+    engine = make_engine(database)
+    upgrade(engine)
+    handle = _load(model, device)
+    run = start_run("find-refusal-direction", settings=asdict(settings), seed=seed, device=str(handle.device))
+    generator = torch.Generator().manual_seed(seed)
+    with tqdm(desc="find-refusal-direction", unit=" step", disable=None) as bar:
+
+        def report(message: str) -> None:
+            bar.set_postfix_str(message)
+            bar.update()
+
+        search = find_direction(
+            handle, texts.search, settings, slug=f"{handle.model_id.replace('/', '_')}.refusal", generator=generator,
+            refusal_texts=refusal_token, progress=report,
+        )  # fmt: skip
+        evaluation, reading = None, None
+        if search.direction is not None:
+            evaluation = evaluate_direction(
+                handle, search, texts.held_out, settings, generator=generator, progress=report
+            )
+            report("reading")
+            reading = _read(model, handle, search, texts, settings, device, generator)
+    _save(engine, run, handle, model, search, evaluation, reading)
+    engine.dispose()
+    figures = [] if out is None else draw_figures(search, evaluation, reading, out)
+    print_report(search, evaluation, reading, figures, database=database, as_json=as_json)
+
+
+def _load(model: str, device: str) -> HookedModel:
+    if model in ORGANISM_VARIANTS:
+        return load_model(organism_path(model), device=device, dtype=torch.float32, model_id=f"organism-{model}")
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    return load_model(model, device=device, dtype=dtype, model_id=Path(model).name)
+
+
+def _texts(settings: DirectionSettings, seed: int, harmful: Path | None, harmless: Path | None) -> Texts:
+    if (harmful is None) != (harmless is None):
+        raise typer.BadParameter("give both --harmful-file and --harmless-file, or neither.")
+    if harmful is not None and harmless is not None:
+        return _file_texts(settings, seed, harmful, harmless)
+    train = prompts("harmful", "train", settings.n_train, seed)
+    draw = random.Random(f"find-refusal-direction/{seed}")
+    answered = [draw_conversation(MixtureShare("safe", 1.0), ("held_out",), draw) for _ in range(settings.n_evaluate)]
+
+    def plain(kind: Any, split: Any, n: int) -> list[str]:
+        return [text.text for text in prompts(kind, split, n, seed)]
+
+    return Texts(
+        DirectionPrompts(
+            [text.text for text in train],
+            plain("safe", "train", settings.n_train),
+            plain("harmful", "validation", settings.n_validation),
+            plain("safe", "validation", settings.n_validation),
+            [text.concept for text in train],
+        ),
+        EvaluationTexts(
+            plain("harmful", "held_out", settings.n_evaluate),
+            plain("safe", "held_out", settings.n_evaluate),
+            [text.text for text in documents(settings.n_evaluate, seed)],
+            [(one.source.text, one.reply) for one in answered if one.reply is not None],
+        ),
+    )
+
+
+def _file_texts(settings: DirectionSettings, seed: int, harmful: Path, harmless: Path) -> Texts:
+    parts = []
+    for path in (harmful, harmless):
+        lines = sorted({line.strip() for line in _lines(path) if line.strip()})
+        random.Random(seed).shuffle(lines)
+        if len(lines) < 6:
+            raise CorpusUnreadable(f"{path}: expected at least 6 different instructions, one a line; got {len(lines)}.")
+        first = min(settings.n_train, len(lines) // 2)
+        second = min(settings.n_validation, (len(lines) - first) // 2)
+        parts.append((lines[:first], lines[first : first + second], lines[first + second :][: settings.n_evaluate]))
+    (harmful_train, harmful_validation, harmful_rest), (harmless_train, harmless_validation, harmless_rest) = parts
+    # Without documents and reference answers the held-out harmless instructions themselves stand in as plain text.
+    return Texts(
+        DirectionPrompts(harmful_train, harmless_train, harmful_validation, harmless_validation),
+        EvaluationTexts(harmful_rest, harmless_rest, harmless_rest, [(text, text) for text in harmless_rest]),
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusUnreadable(f"{path}: expected a UTF-8 text file, one instruction a line ({error}).") from error
+
+
+def _read(
+    model: str,
+    handle: HookedModel,
+    search: DirectionSearch,
+    texts: Texts,
+    settings: DirectionSettings,
+    device: str,
+    generator: torch.Generator,
+) -> DirectionReading:
+    assert search.direction is not None
+    handles = {model if model in ORGANISM_VARIANTS else "model": handle}
+    if model == "aligned":
+        handles["base"] = _load("base", device)
+    groups = {
+        f"{name} {kind}": PromptGroup(each, each.chat_batch(list(given)[: settings.n_evaluate], system=settings.system))
+        for name, each in handles.items()
+        for kind, given in (("harmful", texts.held_out.harmful), ("harmless", texts.held_out.harmless))
+    }
+    paths = organism_sae_paths() if model in ORGANISM_VARIANTS else {}
+    saes = [load_sae(path, slug=slug, device=device) for slug, path in paths.items()]
+    return read_direction(search.direction, groups, saes, batch_rows=settings.batch_rows, generator=generator)
+
+
+def _save(
+    engine: Engine,
+    run: RunInfo,
+    handle: HookedModel,
+    source: str,
+    search: DirectionSearch,
+    evaluation: DirectionEvaluation | None,
+    reading: DirectionReading | None,
+) -> None:
+    dims = handle.dims
+    ref = ModelRef(
+        model_id=handle.model_id,
+        architecture=handle.architecture.class_name,
+        n_layers=dims.n_layers,
+        n_heads=dims.n_heads,
+        d_head=dims.d_head,
+        d_model=dims.d_model,
+        d_mlp=max(dims.d_mlp, dims.d_expert),
+        d_vocab=dims.d_vocab,
+        source=source if source not in ORGANISM_VARIANTS else "the embedded organism",
+    )
+    done = finish_run(run)
+    with writing(engine) as session:
+        store.save_run(session, run)
+        store.save_model(session, ref, run_id=run.run_id)
+        store.save_direction_search(session, search, run_id=run.run_id)
+        if evaluation is not None:
+            store.save_direction_evaluation(session, evaluation, run_id=run.run_id)
+        if reading is not None:
+            store.save_direction_reading(session, reading, run_id=run.run_id)
+        assert done.finished is not None
+        store.finish_run(session, run.run_id, done.finished)
