@@ -134,9 +134,10 @@ def highlighted(context: Context) -> Text:
     for token, activation in zip(context.tokens[first:last], context.activations[first:last], strict=True):
         share = activation / context.peak_activation if context.peak_activation > 0 else 0
         style = "reverse bold" if share > 0.5 else "bold underline" if share > 0 else "dim"
-        shown = token.replace("\n", "⏎")
+        word = token.replace("\n", "⏎").lstrip(" ")
+        text.append(" " * (len(token) - len(word)))
         # The mark survives where colours do not: in a file, or pasted into a message.
-        text.append(f"«{shown}»" if share > 0.5 else shown, style=style)
+        text.append(f"«{word}»" if share > 0.5 else word, style=style)
     return text.append(" …" if last < len(context.tokens) else "")
 
 
