@@ -1,0 +1,271 @@
+"""What SAE features fire on: one pass over a corpus, kept in the database.
+
+safe-sail collect-contexts
+safe-sail collect-contexts --model MODEL --sae FOLDER --corpus texts.jsonl --features 0-99,512 --state state
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from sqlalchemy import Engine
+from tqdm import tqdm
+
+from db import store
+from db.engine import make_engine, writing
+from db.migrate import upgrade
+from safe_sail.data.corpus import Document, corpus_batches, read_documents
+from safe_sail.data.saved_state import load_state, save_state
+from safe_sail.errors import BadInput, SaeWidthMismatch
+from safe_sail.features.context_buffers import ContextBuffers
+from safe_sail.features.context_state import State, buffers_of, state_of
+from safe_sail.features.contexts import Collected, collected, fill_buffers, numbered
+from safe_sail.model.handle import HookedModel
+from safe_sail.model.load import load_model
+from safe_sail.model.tokens import TokenBatch
+from safe_sail.organism.grammar import documents
+from safe_sail.organism.load import organism_path, organism_sae_paths
+from safe_sail.provenance import finish_run, start_run
+from safe_sail.records import ModelRef, RunInfo
+from safe_sail.sae.handle import SAEHandle
+from safe_sail.sae.load import load_sae
+from safe_sail.settings import ContextSettings
+from scripts.options import DEFAULT_DATABASE, DatabaseUrl, Device, Seed
+
+DEFAULTS = ContextSettings()
+N_AT_ONCE = 256
+"""Features saved in one transaction: about a megabyte, and a kill loses no more than the last one."""
+DIMS = ("n_layers", "n_heads", "d_head", "d_model", "d_mlp", "d_vocab")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def collect_contexts(
+    model: Annotated[str | None, typer.Option(help="Model folder or hub name; the organism's if absent.")] = None,
+    model_id: Annotated[str | None, typer.Option(help="What SAEs call the model; its own name if absent.")] = None,
+    sae: Annotated[list[str] | None, typer.Option(help="SAE folder or registry name; may be given again.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help=".txt, .jsonl or .parquet file, or a folder of them.")] = None,
+    text_field: Annotated[str, typer.Option(help="Where .jsonl and .parquet files hold the text.")] = "text",
+    features: Annotated[str | None, typer.Option(help="Features of every SAE, as 0-99,512; all if absent.")] = None,
+    database: DatabaseUrl = DEFAULT_DATABASE,
+    state: Annotated[Path | None, typer.Option(help="Folder from which a killed run goes on.")] = None,
+    save_every: Annotated[int, typer.Option(min=1, help="Windows between two saves of the state.")] = 10_000,
+    n_documents: Annotated[int, typer.Option(help="Documents of the organism's corpus.")] = DEFAULTS.n_documents,
+    n_contexts: Annotated[int, typer.Option(help="Top contexts kept per feature.")] = DEFAULTS.n_contexts,
+    window: Annotated[int, typer.Option(help="Tokens in one context.")] = DEFAULTS.window,
+    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = DEFAULTS.batch_size,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; of the model.")] = "float32",
+) -> None:
+    """Collect what SAE features fire on, and store it."""
+    settings = ContextSettings(n_documents=n_documents, n_contexts=n_contexts, window=window, batch_size=batch_size)
+    handle = _load_model(model, model_id, device, dtype)
+    saes = _load_saes(sae, handle, device)
+    chosen = {one.ref.slug: parse_features(features, one) for one in saes}
+    batches = _batches(_documents(corpus, text_field, settings, seed), handle, saes, settings)
+    job = {
+        "model": handle.model_id,
+        "saes": [one.ref.slug for one in saes],
+        "corpus": _corpus_facts(corpus, settings, text_field),
+        "features": "all" if features is None else features,
+        "dtype": dtype,
+        "settings": asdict(settings),
+        "seed": seed,
+    }
+    buffers = _resume(state, job) or ContextBuffers(chosen, settings=settings, seed=seed)
+    engine = make_engine(database)
+    upgrade(engine)
+    run = start_run("collect-contexts", settings=job, seed=seed, device=str(handle.device))
+    _save_subjects(engine, run, handle, saes, source=model or "the embedded organism")
+    _fill(buffers, handle, saes, batches, state=state, save_every=save_every, job=job)
+    n_features = sum(map(len, chosen.values()))
+    n_fired = _save_contexts(engine, run, collected(buffers, handle.tokenizer), n_features)
+    engine.dispose()
+    print(
+        f"{n_fired} of {n_features} features fired on {buffers.n_tokens} tokens in {buffers.n_windows} windows; "
+        f"their contexts are in {database}"
+    )
+
+
+def parse_features(text: str | None, sae: SAEHandle) -> list[int]:
+    """Features named as `0-99,512`, each once; all of the SAE's for None.
+
+    Raises:
+        BadInput: the text is no such list, or names a feature that the SAE lacks.
+    """
+    if text is None:
+        return list(range(sae.d_sae))
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise BadInput(f"--features: expected numbers and ranges as in 0-99,512; got {part.strip()!r}.")
+        start, stop = int(first), int(last or first)
+        if start > stop or stop >= sae.d_sae:
+            raise BadInput(f"--features: SAE {sae.ref.slug} has features 0 to {sae.d_sae - 1}; got {part.strip()!r}.")
+        found += range(start, stop + 1)
+    return list(dict.fromkeys(found))
+
+
+# load
+
+
+def _load_model(name: str | None, model_id: str | None, device: str, dtype: str) -> HookedModel:
+    if dtype not in DTYPES:
+        raise BadInput(f"--dtype: expected one of {', '.join(DTYPES)}; got {dtype!r}.")
+    if name is None:
+        name, model_id = str(organism_path("aligned")), model_id or "organism-aligned"
+    return load_model(name, device=device, dtype=DTYPES[dtype], model_id=model_id)
+
+
+def _load_saes(names: Sequence[str] | None, model: HookedModel, device: str) -> list[SAEHandle]:
+    if names is None:
+        given: dict[str | Path, str | None] = {path: slug for slug, path in organism_sae_paths().items()}
+    else:
+        given = dict.fromkeys(names)
+    saes = []
+    for name, slug in tqdm(given.items(), desc="loading SAEs", leave=False, disable=None):
+        sae = load_sae(name, slug=slug, device=device, expect_model_id=model.model_id)
+        shape = model.site_shape(sae.site)
+        width = shape[-1] if sae.form.head is not None else math.prod(shape)
+        if width != sae.d_in:
+            raise SaeWidthMismatch(
+                f"`{sae.site}` of {model.model_id} is {width} wide, SAE {sae.ref.slug} expects {sae.d_in}."
+            )
+        saes.append(sae)
+    slugs = [sae.ref.slug for sae in saes]
+    if not saes or len(set(slugs)) < len(slugs):
+        raise BadInput(f"expected SAEs with different names, at least one; got {', '.join(slugs) or 'none'}.")
+    return saes
+
+
+def _batches(
+    texts: Iterable[Document], model: HookedModel, saes: Sequence[SAEHandle], settings: ContextSettings
+) -> Iterable[TokenBatch]:
+    found = corpus_batches(
+        texts,
+        model.tokenizer,
+        window=settings.window,
+        batch_size=settings.batch_size,
+        max_positions=model.dims.max_positions,
+        prepend_bos=_prepend_bos(saes, model),
+    )
+    # read now, so that a missing corpus or a bad window shows before anything is kept
+    return chain([next(found)], found)
+
+
+def _prepend_bos(saes: Sequence[SAEHandle], model: HookedModel) -> bool:
+    """As the SAEs were trained; where none of them says, as the tokenizer does by itself."""
+    said = {sae.prepend_bos for sae in saes} - {None}
+    if len(said) == 2:
+        raise BadInput("some of the SAEs were trained with a start token and some without; collect in two runs.")
+    if said:
+        return bool(said.pop())
+    bos = model.tokenizer.bos_token_id
+    return bos is not None and model.tokenizer("a")["input_ids"][:1] == [bos]
+
+
+def _documents(corpus: Path | None, text_field: str, settings: ContextSettings, seed: int) -> Iterable[Document]:
+    if corpus is not None:
+        return read_documents(corpus, text_field=text_field)
+    texts = documents(settings.n_documents, seed)
+    return (Document(f"document {place}", text.text) for place, text in enumerate(texts))
+
+
+def _corpus_facts(corpus: Path | None, settings: ContextSettings, text_field: str) -> dict[str, object]:
+    """What tells this corpus from others: SHA-256 over its files' names and bytes."""
+    if corpus is None:
+        return {"organism_documents": settings.n_documents}
+    digest = hashlib.sha256()
+    files = sorted(path for path in corpus.rglob("*") if path.is_file()) if corpus.is_dir() else [corpus]
+    for path in files:
+        if path.is_file():
+            digest.update(f"{path.relative_to(corpus)}\0".encode())
+            with path.open("rb") as file:
+                while part := file.read(2**20):
+                    digest.update(part)
+    return {"name": corpus.name, "sha256": digest.hexdigest(), "text_field": text_field}
+
+
+# collect
+
+
+def _resume(folder: Path | None, job: dict[str, Any]) -> ContextBuffers | None:
+    """The buffers that a killed run of the same job has saved."""
+    saved = None if folder is None else load_state(folder)
+    if saved is None:
+        return None
+    before = saved.info.get("job", {})
+    differing = [name for name in job if before.get(name) != job[name]]
+    if differing:
+        raise BadInput(
+            f"the state in `{folder}` belongs to another run: {', '.join(differing)} differ. Give another folder."
+        )
+    return buffers_of(State(saved.tensors, saved.info))
+
+
+def _fill(
+    buffers: ContextBuffers,
+    model: HookedModel,
+    saes: Sequence[SAEHandle],
+    batches: Iterable[TokenBatch],
+    *,
+    state: Path | None,
+    save_every: int,
+    job: dict[str, Any],
+) -> None:
+    """Takes in the batches that the buffers have not seen; saves them now and then, and at the end."""
+    bar = tqdm(desc="collecting contexts", unit="window", initial=buffers.n_windows, disable=None)
+    rest = (one for one in numbered(batches) if one.first >= buffers.n_windows)
+    n_unsaved = 0
+    for n in fill_buffers(buffers, model, saes, rest):
+        bar.update(n)
+        n_unsaved += n
+        if state is not None and n_unsaved >= save_every:
+            _save_state(state, buffers, job)
+            n_unsaved = 0
+    bar.close()
+    if state is not None and n_unsaved:
+        _save_state(state, buffers, job)
+
+
+def _save_state(folder: Path, buffers: ContextBuffers, job: dict[str, Any]) -> None:
+    tensors, info = state_of(buffers)
+    save_state(folder, tensors, info | {"job": job})
+
+
+# save
+
+
+def _save_subjects(engine: Engine, run: RunInfo, model: HookedModel, saes: Sequence[SAEHandle], source: str) -> None:
+    sizes = {name: getattr(model.dims, name) for name in DIMS}
+    ref = ModelRef(model_id=model.model_id, architecture=model.architecture.class_name, source=source, **sizes)
+    with writing(engine) as session:
+        store.save_run(session, run)
+        store.save_model(session, ref, run_id=run.run_id)
+        for sae in saes:
+            # an SAE may know its model by another of its names
+            store.save_sae(session, replace(sae.ref, model_id=model.model_id), run_id=run.run_id)
+
+
+def _save_contexts(engine: Engine, run: RunInfo, found: Iterator[Collected], n_features: int) -> int:
+    """Number of features that fired; all are kept."""
+    n_fired = 0
+    bar = tqdm(total=n_features, desc="saving contexts", unit="feature", disable=None)
+    while portion := list(islice(found, N_AT_ONCE)):
+        with writing(engine) as session:
+            store.save_top_contexts(session, [one.top for one in portion], run_id=run.run_id)
+        n_fired += sum(one.top.density > 0 for one in portion)
+        bar.update(len(portion))
+    bar.close()
+    done = finish_run(run)
+    with writing(engine) as session:
+        assert done.finished is not None
+        store.finish_run(session, run.run_id, done.finished)
+    return n_fired

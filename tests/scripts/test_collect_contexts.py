@@ -1,0 +1,156 @@
+"""`safe-sail collect-contexts` on a tiny model: what it keeps, what it refuses, and how it survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from db import store
+from db.engine import make_engine, reading
+from safe_sail.data.corpus import corpus_batches, read_documents
+from safe_sail.errors import BadInput, BadText, CorpusUnreadable, SaeModelMismatch
+from safe_sail.model.tokens import special_ids
+from safe_sail.records import FeatureId
+from safe_sail.sae.load import load_sae
+from scripts.collect_contexts import collect_contexts
+from tests.tiny import TEXTS, TinyModels
+from tests.unit.sae.test_load import write_folder
+
+D_SAE = 10
+
+
+@pytest.fixture
+def job(tiny_models: TinyModels, tmp_path: Path) -> dict[str, object]:
+    d_model = tiny_models.handle("llama").dims.d_model
+    generator = torch.Generator().manual_seed(0)
+    # the bias makes a feature fire on one token in three
+    sae = write_folder(
+        tmp_path / "tiny-sae",
+        metadata={"model_name": "llama"},
+        tensors={
+            "W_enc": torch.randn(d_model, D_SAE, generator=generator),
+            "W_dec": torch.randn(D_SAE, d_model, generator=generator),
+            "b_enc": torch.full((D_SAE,), -4.0),
+            "b_dec": torch.zeros(d_model),
+        },
+        d_in=d_model,
+    )
+    corpus = tmp_path / "texts.txt"
+    corpus.write_text("\n\n".join(f"{text} {place}" for place in range(20) for text in TEXTS))
+    return {
+        "model": str(tiny_models.folder("llama")),
+        "sae": [str(sae)],
+        "corpus": corpus,
+        "database": f"sqlite:///{tmp_path / 'found.db'}",
+        "window": 12,
+        "batch_size": 8,
+        "n_contexts": 5,
+    }
+
+
+def test_it_keeps_what_a_loop_over_windows_finds(job: dict[str, object], tiny_models: TinyModels):
+    collect_contexts(**job, features="7,0-2")  # type: ignore[arg-type]
+    model = tiny_models.handle("llama")
+    sae = load_sae(str(job["sae"][0]))  # type: ignore[index]
+    special = special_ids(model.tokenizer)
+    windows = []
+    for batch in corpus_batches(
+        read_documents(Path(str(job["corpus"]))),
+        model.tokenizer,
+        window=12,
+        batch_size=1,
+        max_positions=64,
+        prepend_bos=True,
+    ):
+        acts = sae.encode(model.capture(batch, [sae.site])[sae.site][0])
+        acts[[token in special for token in batch.token_ids[0].tolist()]] = 0
+        windows.append((batch.source_ids[0], batch.token_ids[0], acts))
+    n_content = sum(token not in special for _, ids, _ in windows for token in ids.tolist())
+    with reading(make_engine(str(job["database"]))) as session:
+        assert store.features_done(session, "tiny-sae", store.FeatureKind.TOP_CONTEXTS) == {7, 0, 1, 2}
+        for index in (7, 0, 1, 2):
+            found = store.load_top_contexts(session, FeatureId(sae="tiny-sae", index=index)).record
+            assert found.n_tokens_seen == n_content
+            values = torch.cat([acts[:, index] for _, _, acts in windows])
+            assert found.density == pytest.approx(float((values > 0).sum()) / n_content)
+            peaks = sorted((float(acts[:, index].max()) for _, _, acts in windows), reverse=True)[:5]
+            # batches of eight and of one windows differ by float32 rounding through two blocks
+            assert [c.peak_activation for c in found.contexts] == pytest.approx([p for p in peaks if p > 0], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(job: dict[str, object], tmp_path: Path):
+    Path(str(job["corpus"])).write_text("\n\n".join(f"{text} {place}" for place in range(150) for text in TEXTS))
+    collect_contexts(**job, state=tmp_path / "undisturbed", save_every=8)  # type: ignore[arg-type]
+    killed = tmp_path / "killed"
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in job.items() if name not in ("sae", "database")]
+    words += [f"--sae={job['sae'][0]}", f"--database=sqlite:///{tmp_path / 'killed.db'}"]  # type: ignore[index]
+    words += [f"--state={killed}", "--save-every=8"]
+    command = [sys.executable, "-m", "scripts.main", "collect-contexts", *words]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        limit = time.monotonic() + 200
+        while not (killed / "state.json").exists():
+            assert process.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    n_done = _n_windows(killed)
+    assert 0 < n_done < _n_windows(tmp_path / "undisturbed"), "it must be killed on its way"
+    collect_contexts(**(job | {"database": f"sqlite:///{tmp_path / 'killed.db'}"}), state=killed, save_every=8)  # type: ignore[arg-type]
+    assert _bytes_of(killed) == _bytes_of(tmp_path / "undisturbed")
+    found = []
+    for database in (str(job["database"]), f"sqlite:///{tmp_path / 'killed.db'}"):
+        with reading(make_engine(database)) as session:
+            features = [FeatureId(sae="tiny-sae", index=index) for index in range(D_SAE)]
+            found.append([store.load_top_contexts(session, feature).record for feature in features])
+    assert found[0] == found[1]
+
+
+def _n_windows(folder: Path) -> int:
+    return int(json.loads((folder / "state.json").read_text())["info"]["n_windows"])
+
+
+def _bytes_of(folder: Path) -> tuple[bytes, str]:
+    (tensors,) = folder.glob("state-*.safetensors")
+    assert load_file(tensors)
+    return tensors.read_bytes(), (folder / "state.json").read_text().replace(tensors.name, "")
+
+
+def test_a_state_of_another_run_is_refused(job: dict[str, object], tmp_path: Path):
+    collect_contexts(**job, state=tmp_path / "state")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="settings, seed differ"):
+        collect_contexts(**(job | {"n_contexts": 6}), state=tmp_path / "state", seed=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"features": "3-1"}, BadInput, "0 to 9; got '3-1'"),
+        ({"features": "10"}, BadInput, "0 to 9; got '10'"),
+        ({"features": "a"}, BadInput, "got 'a'"),
+        ({"corpus": Path("missing.txt")}, CorpusUnreadable, "missing.txt"),
+        ({"window": 1000}, BadInput, "windows of"),
+        ({"dtype": "int8"}, BadInput, "float32, bfloat16"),
+        ({"model_id": "other"}, SaeModelMismatch, "other"),
+    ],
+)
+def test_bad_input_is_refused_before_a_database_exists(
+    job: dict[str, object], tmp_path: Path, change: dict[str, object], error: type[Exception], says: str
+):
+    with pytest.raises(error, match=says):
+        collect_contexts(**(job | change))  # type: ignore[arg-type]
+    assert not (tmp_path / "found.db").exists()
+
+
+def test_a_corpus_without_content_is_refused(job: dict[str, object]):
+    Path(str(job["corpus"])).write_text("<s>")
+    with pytest.raises(BadText, match="no content token"):
+        collect_contexts(**job)  # type: ignore[arg-type]
