@@ -10,6 +10,8 @@ SafeSailError
 │   ├── ChatTemplateMissing       chat text was asked of a tokenizer that has no chat template
 │   ├── EmptyConcept              a concept has no text, or texts of one class only
 │   ├── CorpusUnreadable          a corpus file is missing, empty or malformed
+│   ├── ImportUnreadable          a file to import is missing, damaged or of another format
+│   ├── ExportRefused             a file to export exists already, or the format cannot hold what is asked
 │   └── EditRefused               an edit changed shape, dtype or its input in place, or has no meaning on this model
 ├── ModelLoadError                a model folder or hub name cannot be loaded
 │   ├── FileMissing               a path or a needed file of a folder does not exist
@@ -80,6 +82,14 @@ class EmptyConcept(BadInput):
 
 class CorpusUnreadable(BadInput):
     """A corpus file is missing, empty or malformed."""
+
+
+class ImportUnreadable(BadInput):
+    """A file to import is missing, damaged or of another format."""
+
+
+class ExportRefused(BadInput):
+    """A file to export exists already, or the format cannot hold what is asked."""
 
 
 class EditRefused(BadInput):

@@ -34,6 +34,8 @@ COMMANDS: dict[str, CommandRow] = {
     "collect-contexts": CommandRow(
         "scripts.collect_contexts", "collect_contexts", "What SAE features fire on, over a corpus."
     ),
+    "import": CommandRow("scripts.import_features", "import_features", "Bring in another tool's feature database."),
+    "export": CommandRow("scripts.export_features", "export_features", "Write features in another tool's format."),
     "train-organism": CommandRow("scripts.train_organism", "train_organism", "Rebuild the model organism, checked."),
 }
 

@@ -132,8 +132,8 @@ def save_sae_scores(session: Session, scores: Iterable[SaeScore], *, run_id: str
         BadRecord: a best feature belongs to another SAE or lies beyond its width.
     """
     require_run(session, run_id)
-    writer = _FeatureWriter(session, run_id)
-    for chunk in _chunks(scores):
+    writer = FeatureWriter(session, run_id)
+    for chunk in chunks(scores):
         writer.require_concepts({score.concept for score in chunk})
         columns = [rows.sae_score_columns(score) | writer.sae_of(score.best_feature) for score in chunk]
         upsert(session, tables.SaeScoreRow, columns, key=("sae_key", "concept"))
@@ -147,8 +147,8 @@ def save_concept_scores(session: Session, scores: Iterable[ConceptScore], *, run
         BadRecord: a feature lies beyond its SAE's width.
     """
     require_run(session, run_id)
-    writer = _FeatureWriter(session, run_id)
-    for chunk in _chunks(scores):
+    writer = FeatureWriter(session, run_id)
+    for chunk in chunks(scores):
         writer.require_concepts({score.concept for score in chunk})
         writer.touch([score.feature for score in chunk])
         columns = [rows.concept_score_columns(score) | writer.key_of(score.feature) for score in chunk]
@@ -166,9 +166,9 @@ def save_top_contexts(session: Session, found: Iterable[TopContexts], *, run_id:
         BadRecord: a feature lies beyond its SAE's width, or a token id beyond 32 bits.
     """
     require_run(session, run_id)
-    writer = _FeatureWriter(session, run_id)
+    writer = FeatureWriter(session, run_id)
     key = ("sae_key", "feature_index")
-    for chunk in _chunks(found):
+    for chunk in chunks(found):
         keys = [writer.key_of(one.feature) for one in chunk]
         light = [rows.feature_columns(one) | key_of_one for one, key_of_one in zip(chunk, keys, strict=True)]
         heavy = [rows.contexts_columns(one) | key_of_one for one, key_of_one in zip(chunk, keys, strict=True)]
@@ -184,9 +184,9 @@ def save_explanations(session: Session, explanations: Iterable[Explanation], *, 
         BadRecord: a feature lies beyond its SAE's width, or a text holds NUL or half a character.
     """
     require_run(session, run_id)
-    writer = _FeatureWriter(session, run_id)
+    writer = FeatureWriter(session, run_id)
     key = ("sae_key", "feature_index", "explainer", "prompt_version")
-    for chunk in _chunks(explanations):
+    for chunk in chunks(explanations):
         writer.touch([explanation.feature for explanation in chunk])
         columns = [rows.explanation_columns(one) | writer.key_of(one.feature) for one in chunk]
         texts = {tuple(row[name] for name in key): row["text"] for row in columns}
@@ -206,8 +206,8 @@ def save_explanation_scores(session: Session, scores: Iterable[ExplanationScore]
         NotFound: the run, an SAE or an explanation is not kept.
     """
     require_run(session, run_id)
-    writer = _FeatureWriter(session, run_id)
-    for chunk in _chunks(scores):
+    writer = FeatureWriter(session, run_id)
+    for chunk in chunks(scores):
         keys = [writer.key_of(score.feature) for score in chunk]
         known = _known_explanations(session, keys)
         columns = []
@@ -228,7 +228,7 @@ def save_explanation_scores(session: Session, scores: Iterable[ExplanationScore]
 # --------------------------------------------------------------------------------------------- shared steps
 
 
-class _FeatureWriter:
+class FeatureWriter:
     """Numbers of the SAEs that one call writes to; each SAE is looked up once."""
 
     def __init__(self, session: Session, run_id: str) -> None:
@@ -302,7 +302,8 @@ def upsert(
     session.expire_all()  # rows that the session has already read may have changed
 
 
-def _chunks(records: Iterable[T]) -> Iterator[list[T]]:
+def chunks(records: Iterable[T]) -> Iterator[list[T]]:
+    """The records in portions, so that memory stays bounded."""
     rest = iter(records)
     while chunk := list(islice(rest, _CHUNK)):
         yield chunk

@@ -209,7 +209,7 @@ CREATE TABLE published_score (
 	feature_index INTEGER NOT NULL,
 	source TEXT NOT NULL,
 	method TEXT NOT NULL,
-	value FLOAT NOT NULL,
+	value DOUBLE NOT NULL,
 	run_id TEXT NOT NULL,
 	CONSTRAINT pk_published_score PRIMARY KEY (sae_key, feature_index, source, method),
 	CONSTRAINT fk_published_score_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index),
