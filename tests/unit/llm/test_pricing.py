@@ -23,7 +23,7 @@ def test_shipped_prices_are_dated_and_positive():
         assert price.input > 0
         assert price.output > 0
         assert date(2024, 1, 1) < price.as_of
-        assert "checked by user" in price.source
+        assert "compare with the vendor" in price.source
 
 
 def test_price_belongs_to_an_endpoint():
