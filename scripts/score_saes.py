@@ -1,0 +1,220 @@
+"""Rank candidate SAEs by how much of them is about safety concepts, before any feature is explained.
+
+safe-sail score-saes
+safe-sail score-saes --model MODEL --sae FOLDER --sae RELEASE/ID --concepts pairs.jsonl --corpus texts.jsonl --out plots
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from sqlalchemy import Engine
+from tqdm import tqdm
+
+from db import store
+from db.engine import make_engine, writing
+from db.migrate import upgrade
+from safe_sail.data.concepts import read_concepts
+from safe_sail.data.corpus import Document, corpus_batches, read_documents
+from safe_sail.data.taxonomy import DEFAULT, read_taxonomy
+from safe_sail.errors import BadInput
+from safe_sail.features.ranking import rank_saes
+from safe_sail.features.score import ConceptSplits, SaeConceptResult, concept_blocks, score_saes
+from safe_sail.model.handle import HookedModel
+from safe_sail.organism.concept_data import concept_dataset, organism_concepts
+from safe_sail.organism.grammar import documents
+from safe_sail.provenance import finish_run, start_run
+from safe_sail.records import Concept, RunInfo, SaeFacts, SaeRanking
+from safe_sail.sae.facts import measure_facts
+from safe_sail.sae.handle import SAEHandle
+from safe_sail.settings import ScoreSettings
+from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
+from scripts.plots import draw_scores
+from scripts.score_report import print_scores
+from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, load_handle, load_saes, save_subjects
+
+DEFAULTS = ScoreSettings()
+N_FACT_DOCUMENTS = 256
+"""Documents behind L0, explained variance and recovered cross-entropy: about 10,000 tokens of the organism's."""
+FACT_WINDOW = 128
+
+
+def score(
+    model: ModelName = None,
+    model_id: ModelId = None,
+    sae: SaeNames = None,
+    concepts: Annotated[
+        list[Path] | None,
+        typer.Option(help=".jsonl or .csv of labelled texts, paired or not; may be given again; else the organism's."),
+    ] = None,
+    taxonomy: Annotated[Path | None, typer.Option(help="YAML or JSON of domains, categories and concepts.")] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Texts on which reconstruction is measured; the organism has its own.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Texts as they are, without the chat template.")] = False,
+    n_texts: Annotated[int, typer.Option(help="The organism's texts of each class and split.")] = DEFAULTS.n_judge,
+    n_bootstrap: Annotated[int, typer.Option(help="Resamples behind each interval.")] = DEFAULTS.n_bootstrap,
+    batch_size: Annotated[int, typer.Option(help="Texts in one forward pass.")] = DEFAULTS.batch_size,
+    max_gib: Annotated[float, typer.Option(help="Memory for what is kept of the texts.")] = DEFAULTS.max_bytes / 2**30,
+    out: Annotated[Path | None, typer.Option(help="Folder for the plots, as PNG.")] = None,
+    database: DatabaseUrl = DEFAULT_DATABASE,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Rank SAEs by what they tell of safety concepts, before explaining a feature."""
+    settings = ScoreSettings(
+        n_choose=n_texts, n_judge=n_texts, n_bootstrap=n_bootstrap, batch_size=batch_size,
+        max_bytes=int(max_gib * 2**30),
+    )  # fmt: skip
+    splits = _splits(concepts, taxonomy, settings, seed)
+    handle = load_handle(model, model_id, device=device, dtype=dtype)
+    saes = load_saes(sae, handle, device=device)
+    engine = make_engine(database)
+    upgrade(engine)
+    job = asdict(settings) | {
+        "model": handle.model_id,
+        "saes": [one.ref.slug for one in saes],
+        "concepts": {one.judge.concept: [part.sha256 for part in one] for one in splits},
+        "as_chat": not plain,
+        "dtype": dtype,
+    }
+    run = start_run("score-saes", settings=job, seed=seed, device=str(handle.device))
+    save_subjects(engine, run, handle, saes, _concepts(splits), source=model or "the embedded organism")
+    facts = _facts(engine, run, handle, saes, _fact_documents(corpus, model, seed), batch_size)
+    results = _score(engine, run, handle, saes, splits, settings, as_chat=not plain)
+    generator = torch.Generator().manual_seed(seed)
+    ranking = rank_saes([one.evidence for one in results], n_bootstrap=n_bootstrap, generator=generator)
+    _finish(engine, run, ranking)
+    engine.dispose()
+    plots = [] if out is None else draw_scores(results, ranking, facts, out)
+    print_scores(ranking, results, facts, plots, database=database, as_json=as_json)
+
+
+# texts
+
+
+def _splits(
+    files: Sequence[Path] | None, taxonomy: Path | None, settings: ScoreSettings, seed: int
+) -> list[ConceptSplits]:
+    if files is None:
+        return [
+            ConceptSplits(
+                concept_dataset(concept.name, "train", n=settings.n_choose, seed=seed),
+                concept_dataset(concept.name, "held_out", n=settings.n_judge, seed=seed),
+            )
+            for concept in organism_concepts()
+        ]
+    places = DEFAULT if taxonomy is None else read_taxonomy(taxonomy)
+    generator = np.random.default_rng(seed)
+    found = []
+    for path in files:
+        for whole in read_concepts(path, taxonomy=places):
+            parts = whole.divided({"choose": 0.5, "judge": 0.5}, generator=generator)
+            found.append(ConceptSplits(parts["choose"], parts["judge"]))
+    names = [one.judge.concept for one in found]
+    if len(set(names)) < len(names):
+        raise BadInput(f"a concept comes from one file; got {', '.join(sorted(names))}. Join the files.")
+    return found
+
+
+def _concepts(splits: Sequence[ConceptSplits]) -> list[Concept]:
+    return [
+        Concept(name=one.judge.concept, category=one.judge.category, domain=one.judge.domain, harmful=True)
+        for one in splits
+    ]
+
+
+def _fact_documents(corpus: Path | None, model: str | None, seed: int) -> list[Document]:
+    """The corpus' first documents; the organism's own; none for another model without a corpus."""
+    if corpus is not None:
+        return list(islice(read_documents(corpus), N_FACT_DOCUMENTS))
+    if model is not None:
+        return []
+    # the demo's seed for these texts: the two commands give an SAE the same facts
+    return [Document(str(place), text.text) for place, text in enumerate(documents(N_FACT_DOCUMENTS, seed + 1))]
+
+
+# steps
+
+
+def _facts(
+    engine: Engine,
+    run: RunInfo,
+    model: HookedModel,
+    saes: Sequence[SAEHandle],
+    texts: Sequence[Document],
+    batch_size: int,
+) -> list[SaeFacts]:
+    able = [sae for sae in saes if sae.has_decoder]
+    if not texts or not able:
+        return []
+    bos = model.tokenizer.bos_token_id
+    batches = corpus_batches(
+        texts,
+        model.tokenizer,
+        window=min(FACT_WINDOW, model.dims.max_positions or FACT_WINDOW),
+        batch_size=batch_size,
+        max_positions=model.dims.max_positions,
+        prepend_bos=bos is not None and model.tokenizer("a")["input_ids"][:1] == [bos],
+    )
+    found = measure_facts(model, able, tqdm(batches, desc="reconstruction", unit="batch", leave=False, disable=None))
+    with writing(engine) as session:
+        for one in found:
+            store.save_sae_facts(session, one, run_id=run.run_id)
+    return found
+
+
+def _score(
+    engine: Engine,
+    run: RunInfo,
+    model: HookedModel,
+    saes: Sequence[SAEHandle],
+    splits: Sequence[ConceptSplits],
+    settings: ScoreSettings,
+    *,
+    as_chat: bool,
+) -> list[SaeConceptResult]:
+    blocks = concept_blocks(splits, saes, max_bytes=settings.max_bytes)
+    n_texts = sum(len(block.texts) for block in blocks)
+    with tqdm(total=n_texts, desc="reading texts", unit="text", leave=False, disable=None) as bar:
+
+        def seen(n: int) -> None:
+            bar.update(n)
+
+        found = score_saes(
+            model,
+            saes,
+            splits,
+            settings=settings,
+            generator=torch.Generator().manual_seed(run.seed),
+            as_chat=as_chat,
+            progress=seen,
+        )
+        return list(_saved(engine, run, found, total=len(saes) * len(splits)))
+
+
+def _saved(
+    engine: Engine, run: RunInfo, found: Iterator[SaeConceptResult], *, total: int
+) -> Iterator[SaeConceptResult]:
+    for one in tqdm(found, desc="scoring", total=total, leave=False, disable=None):
+        with writing(engine) as session:
+            store.save_sae_scores(session, [one.score], run_id=run.run_id)
+            store.save_concept_scores(session, one.features, run_id=run.run_id)
+            if one.specificity is not None:
+                store.save_sae_specificity(session, one.specificity, run_id=run.run_id)
+        yield one
+
+
+def _finish(engine: Engine, run: RunInfo, ranking: Sequence[SaeRanking]) -> None:
+    done = finish_run(run)
+    assert done.finished is not None
+    with writing(engine) as session:
+        store.save_sae_rankings(session, ranking, run_id=run.run_id)
+        store.finish_run(session, run.run_id, done.finished)

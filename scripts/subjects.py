@@ -1,0 +1,99 @@
+"""The model and the SAEs that a command is about: loaded, checked against each other, and kept in the database."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import torch
+import typer
+from sqlalchemy import Engine
+from tqdm import tqdm
+
+from db import store
+from db.engine import writing
+from safe_sail.errors import BadInput, SaeWidthMismatch
+from safe_sail.model.handle import HookedModel
+from safe_sail.model.load import load_model
+from safe_sail.organism.load import organism_path, organism_sae_paths
+from safe_sail.records import Concept, ModelRef, RunInfo
+from safe_sail.sae.handle import SAEHandle
+from safe_sail.sae.load import load_sae
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+ModelName = Annotated[str | None, typer.Option("--model", help="Model folder or hub name; the organism's if absent.")]
+ModelId = Annotated[str | None, typer.Option(help="What SAEs call the model; its own name if absent.")]
+SaeNames = Annotated[
+    list[str] | None,
+    typer.Option("--sae", help="SAE folder or registry name; may be given again; else the organism's."),
+]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; of the model.")]
+
+
+def load_handle(name: str | None, model_id: str | None, *, device: str, dtype: str) -> HookedModel:
+    """The named model, or the aligned organism.
+
+    Raises:
+        BadInput: the dtype is unknown.
+    """
+    if dtype not in DTYPES:
+        raise BadInput(f"--dtype: expected one of {', '.join(DTYPES)}; got {dtype!r}.")
+    if name is None:
+        name, model_id = str(organism_path("aligned")), model_id or "organism-aligned"
+    return load_model(name, device=device, dtype=DTYPES[dtype], model_id=model_id)
+
+
+def load_saes(names: Sequence[str] | None, model: HookedModel, *, device: str) -> list[SAEHandle]:
+    """The named SAEs, or the organism's; each reads a site of the model at its width, and has a slug of its own.
+
+    Raises:
+        SaeWidthMismatch: an SAE reads another width than its site has.
+        BadInput: there is no SAE, or two have one slug.
+    """
+    given: dict[str | Path, str | None]
+    given = {path: slug for slug, path in organism_sae_paths().items()} if names is None else dict.fromkeys(names)
+    saes = []
+    for name, slug in tqdm(given.items(), desc="loading SAEs", leave=False, disable=None):
+        sae = load_sae(name, slug=slug, device=device, expect_model_id=model.model_id)
+        shape = model.site_shape(sae.site)
+        width = shape[-1] if sae.form.head is not None else math.prod(shape)
+        if width != sae.d_in:
+            raise SaeWidthMismatch(
+                f"`{sae.site}` of {model.model_id} is {width} wide, SAE {sae.ref.slug} expects {sae.d_in}."
+            )
+        saes.append(sae)
+    slugs = [sae.ref.slug for sae in saes]
+    if not saes or len(set(slugs)) < len(slugs):
+        raise BadInput(f"expected SAEs with different names, at least one; got {', '.join(slugs) or 'none'}.")
+    return saes
+
+
+def save_subjects(
+    engine: Engine,
+    run: RunInfo,
+    model: HookedModel,
+    saes: Sequence[SAEHandle],
+    concepts: Iterable[Concept] = (),
+    *,
+    source: str,
+) -> None:
+    """Keeps the run and what its results will refer to, in one transaction."""
+    dims = model.dims
+    ref = ModelRef(
+        model_id=model.model_id,
+        architecture=model.architecture.class_name,
+        n_layers=dims.n_layers,
+        n_heads=dims.n_heads,
+        d_head=dims.d_head,
+        d_model=dims.d_model,
+        d_mlp=dims.d_mlp,
+        d_vocab=dims.d_vocab,
+        source=source,
+    )
+    with writing(engine) as session:
+        store.save_run(session, run)
+        store.save_model(session, ref, run_id=run.run_id)
+        store.save_concepts(session, concepts, run_id=run.run_id)
+        for sae in saes:
+            store.save_sae(session, sae.ref, run_id=run.run_id)
