@@ -44,7 +44,7 @@ class ContextSettings:
     """How contexts are collected from a corpus."""
 
     n_documents: int = 2000
-    """Documents of the organism's corpus; about 100,000 tokens, see docs/organism.md."""
+    """Documents of the organism's corpus; about 73,000 tokens."""
     n_contexts: int = 20
     """Top contexts kept per feature; Neuronpedia and SAEBench keep as many."""
     n_random: int = 40
