@@ -42,10 +42,11 @@ def print_scores(
     n_concepts = ranking[0].rate_gap.n
     unpaired = sum(one.specificity is None for one in results) // len(ranking)
     console.print(
-        f"specific: of 1,000 features, how many tell a concept's pairs apart beyond their null; {n_concepts - unpaired} "
-        "concepts have pairs.\n"
-        "  It orders the table.  I_CDF: the same with the null left in; EV: explained variance.\n"
-        f"rate gap: how much oftener a concept's best feature fires on texts about it; mean over {n_concepts} concepts.\n"
+        "specific: of 1,000 features, how many tell a concept's pairs apart beyond their null, mean over "
+        f"{n_concepts - unpaired} concepts\n  with pairs; it orders the table.  I_CDF: with the null left in.  "
+        "EV: explained variance.\n"
+        "rate gap: how much oftener a concept's best feature fires on texts about it than on others, mean over "
+        f"{n_concepts} concepts.\n"
         "features: a concept's specific ones (F_i more than one half above its null, q < 0.05).\n"
         "tied: places whose paired difference may be 0.\n"
         "The orders may differ: many features that know a little, or one that knows. docs/methods/scoring_saes.md\n"

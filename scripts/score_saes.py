@@ -76,6 +76,9 @@ def score(
     splits = _splits(concepts, taxonomy, settings, seed)
     handle = load_handle(model, model_id, device=device, dtype=dtype)
     saes = load_saes(sae, handle, device=device)
+    # what is missing or too large shows before anything is kept
+    fact_texts = _fact_documents(corpus, model, seed)
+    n_read = sum(len(block.texts) for block in concept_blocks(splits, saes, max_bytes=settings.max_bytes))
     engine = make_engine(database)
     upgrade(engine)
     job = asdict(settings) | {
@@ -87,8 +90,8 @@ def score(
     }
     run = start_run("score-saes", settings=job, seed=seed, device=str(handle.device))
     save_subjects(engine, run, handle, saes, _concepts(splits), source=model or "the embedded organism")
-    facts = _facts(engine, run, handle, saes, _fact_documents(corpus, model, seed), batch_size)
-    results = _score(engine, run, handle, saes, splits, settings, as_chat=not plain)
+    facts = _facts(engine, run, handle, saes, fact_texts, batch_size)
+    results = _score(engine, run, handle, saes, splits, settings, n_read, as_chat=not plain)
     generator = torch.Generator().manual_seed(seed)
     ranking = rank_saes([one.evidence for one in results], n_bootstrap=n_bootstrap, generator=generator)
     _finish(engine, run, ranking)
@@ -178,12 +181,11 @@ def _score(
     saes: Sequence[SAEHandle],
     splits: Sequence[ConceptSplits],
     settings: ScoreSettings,
+    n_read: int,
     *,
     as_chat: bool,
 ) -> list[SaeConceptResult]:
-    blocks = concept_blocks(splits, saes, max_bytes=settings.max_bytes)
-    n_texts = sum(len(block.texts) for block in blocks)
-    with tqdm(total=n_texts, desc="reading texts", unit="text", leave=False, disable=None) as bar:
+    with tqdm(total=n_read, desc="reading texts", unit="text", leave=False, disable=None) as bar:
 
         def seen(n: int) -> None:
             bar.update(n)
