@@ -10,8 +10,8 @@ Both samples keep the windows of highest priority, a hash of seed and window num
 the set of windows, and buffers of shards merge to what one pass gives, exactly. Windows are numbered by their place in
 the corpus; each goes into one shard.
 
-Memory a feature: 4 KiB of counts, and 4 bytes for each of (n_contexts + n_spread) x window activations, 10 KiB by the
-settings' defaults; token ids are kept once for each window that any feature keeps.
+Memory a feature: 4 KiB of counts, and 4 bytes for each of (n_contexts + n_spread) x window activations, another 10 KiB
+by the settings' defaults; token ids are kept once for each window that any feature keeps.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -107,15 +107,20 @@ class KeptWindows:
     def _move(self, moves: Moves, others: Tensor | None) -> None:
         """Lets activations follow their windows; entries from outside are zero where `others` has none."""
         k, width = self.activations.shape[1:]
+        flat = self.activations.view(-1, width)
         for first in range(0, len(moves.rows), _ROWS_AT_ONCE):
-            rows, origins = moves.rows[first : first + _ROWS_AT_ONCE], moves.origins[first : first + _ROWS_AT_ONCE]
-            old = self.activations[rows]
+            origins = moves.origins[first : first + _ROWS_AT_ONCE]
+            row, place = (origins != torch.arange(k)).nonzero(as_tuple=True)
+            origin, feature = origins[row, place], moves.rows[first + row]
+            target, is_own = feature * k + place, origin < k
+            # read before anything is written: a window may move to where another one stood
+            own = flat.index_select(0, (feature * k + origin)[is_own])
             if others is None:
-                moved = old.gather(1, origins.clamp(max=k - 1)[..., None].expand(-1, -1, width))
-                moved.masked_fill_((origins >= k)[..., None], 0.0)
+                flat.index_fill_(0, target[~is_own], 0.0)
             else:
-                moved = torch.cat([old, others[rows]], dim=1).gather(1, origins[..., None].expand(-1, -1, width))
-            self.activations[rows] = moved
+                found = others.view(-1, width).index_select(0, (feature * k + origin - k)[~is_own])
+                flat.index_copy_(0, target[~is_own], found)
+            flat.index_copy_(0, target[is_own], own)
 
 
 class FeatureBuffers:

@@ -11,7 +11,7 @@ be done alone by a caller who saves the buffers between batches or fills them el
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ from safe_sail.records import Context, FeatureId, Histogram, TopContexts
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ContextSettings
 from safe_sail.sites import Site
+
+_CPU_ENTRIES: Final = 2**21
+"""Activations in one product: 8 MB stay in the heap, where 32 MB and more are mapped anew, page by page, each time."""
+_GPU_ENTRIES: Final = 2**28
 
 Progress = Callable[[int], None]
 """Called with the number of windows that have just been seen."""
@@ -138,16 +142,21 @@ def _firings(
     inputs = captured[content].to(sae.device)
     if not bool(inputs.isfinite().all()):
         _refuse(sae.site, batch, "the model's activations")
-    encoded = sae.encode(inputs, chosen).float()
-    n_features = encoded.shape[1]
-    entries = _positive_entries(encoded)
-    values = encoded.view(-1)[entries].cpu()
+    n_features = sae.d_sae if chosen is None else len(chosen)
+    at_once = max(1, (_CPU_ENTRIES if sae.device.type == "cpu" else _GPU_ENTRIES) // n_features)
+    parts = []
+    for first in range(0, len(inputs), at_once):
+        encoded = sae.encode(inputs[first : first + at_once], chosen).float()
+        entries = _positive_entries(encoded)
+        parts.append(((entries + first * n_features).cpu(), encoded.view(-1)[entries].cpu()))
+    entries = torch.cat([torch.empty(0, dtype=torch.long), *(part[0] for part in parts)])
+    values = torch.cat([torch.empty(0), *(part[1] for part in parts)])
     if not bool(values.isfinite().all()):
         _refuse(sae.site, batch, f"activations of SAE {sae.ref.slug}")
-    tokens, features = (entries // n_features).cpu(), (entries % n_features).cpu()
+    tokens = entries // n_features
     windows = content.nonzero()[:, 0].cpu()
     positions = batch.position_ids.to(content.device)[content].cpu()
-    return Firings(windows[tokens], positions[tokens], features, values)
+    return Firings(windows[tokens], positions[tokens], entries - tokens * n_features, values)
 
 
 def _positive_entries(encoded: Float[Tensor, "token feature"]) -> Int[Tensor, " n"]:

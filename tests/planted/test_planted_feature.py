@@ -1,13 +1,16 @@
 """A feature planted to fire on one token is found, judged and shown, and chance finds nothing."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from safe_sail.data.concepts import ConceptDataset, LabelledText
 from safe_sail.errors import BadInput, BadText
-from safe_sail.features.contexts import collect_contexts
+from safe_sail.execution import InlineExecutor
+from safe_sail.features.context_buffers import ContextBuffers
+from safe_sail.features.contexts import NumberedBatch, collect_contexts, collected, fill_buffers, numbered
 from safe_sail.features.score import ConceptSplits, score_saes, text_maxima
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import special_ids
@@ -167,6 +170,73 @@ def test_contexts_equal_a_collector_that_keeps_everything(model: HookedModel, sa
             ids, acts = everything[int(context.source_id)]
             assert list(context.token_ids) == ids
             assert context.activations == pytest.approx(acts[:, one.top.feature.index].tolist(), abs=1e-5)
+
+
+def test_quantile_contexts_and_q999_equal_a_collector_that_keeps_everything(model: HookedModel, sae: SAEHandle):
+    texts = [*labelled(6).texts, *labelled(7).texts]
+    settings = ContextSettings(n_contexts=2, n_spread=5, n_random=3, batch_size=9)
+    special = special_ids(model.tokenizer)
+    batches = [model.batch(texts[first : first + 9], source_ids=texts[first : first + 9]) for first in range(0, 80, 9)]
+    (found,) = collect_contexts(
+        model, [sae], batches, features={"planted": [0]}, settings=settings, generator=torch.Generator().manual_seed(3)
+    )
+    acts = {}
+    for text in texts:
+        batch = model.batch([text])
+        row = sae.encode(model.capture(batch, [SITE])[SITE][0])[:, 0]
+        acts[text] = torch.where(torch.tensor([i not in special for i in batch.token_ids[0].tolist()]), row, -1.0)
+    firing = {text for text, row in acts.items() if row.max() > 0}
+    top = {context.source_id for context in found.top.contexts}
+    spread = [context.source_id for context in found.spread]
+    assert set(spread) <= firing - top
+    assert settings.n_spread - len(top) <= len(spread) <= settings.n_spread
+    peaks = [context.peak_activation for context in found.spread]
+    assert peaks == pytest.approx([float(acts[text].max()) for text in spread], rel=1e-5)
+    assert peaks == sorted(peaks, reverse=True)
+    everything = sorted(float(value) for row in acts.values() for value in row[row >= 0])
+    exact = everything[math.ceil(0.999 * len(everything)) - 1]
+    assert found.quantile_999 == pytest.approx(exact, rel=1 / 16)
+    assert {context.source_id for context in found.silent} == {c.source_id for c in found.random} - firing
+
+
+def test_shards_through_an_executor_give_the_same_as_one_pass(model: HookedModel, sae: SAEHandle):
+    texts = [*labelled(8).texts, *labelled(9).texts]
+    settings = ContextSettings(n_contexts=3, n_spread=2, n_random=4, batch_size=7)
+    batches = list(numbered(model.batch(texts[first : first + 7]) for first in range(0, 80, 7)))
+
+    def fill(shard: list[NumberedBatch]) -> ContextBuffers:
+        buffers = ContextBuffers({"planted": [PLANTED, 1]}, settings=settings, seed=5)
+        assert sum(fill_buffers(buffers, model, [sae], shard)) == buffers.n_windows
+        return buffers
+
+    whole = fill(batches)
+    merged = ContextBuffers({"planted": [PLANTED, 1]}, settings=settings, seed=5)
+    for part in InlineExecutor().run(fill, [batches[1::3], batches[2::3], batches[0::3]]):
+        merged.merge(part)
+    assert list(collected(merged, model.tokenizer)) == list(collected(whole, model.tokenizer))
+
+
+def test_activations_that_are_not_finite_are_refused(model: HookedModel, sae: SAEHandle):
+    broken = SaeWeights(
+        W_enc=torch.full((sae.d_in, 2), 3e38),
+        b_enc=torch.zeros(2),
+        W_dec=torch.zeros(2, sae.d_in),
+        b_dec=torch.zeros(sae.d_in),
+    )
+    ref = dataclasses.replace(sae.ref, width=2)
+    handle = SAEHandle(ref, broken, SaeForm(activation="relu"))
+    batch = model.batch(list(labelled(1).texts))
+    with pytest.raises(BadInput, match="not finite"):
+        list(
+            collect_contexts(
+                model,
+                [handle],
+                [batch],
+                features={"planted": [0, 1]},
+                settings=ContextSettings(),
+                generator=torch.Generator(),
+            )
+        )
 
 
 def test_contexts_need_content(model: HookedModel, sae: SAEHandle):
