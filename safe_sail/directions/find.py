@@ -297,6 +297,13 @@ def _notes(
     notes = list(prepared.template.notes)
     if len(set(prompts.harmful_train) & set(prompts.harmful_validation)):
         notes.append("Some validation prompts are training prompts: the scores flatter the candidates.")
+    for name, n in prepared.n_prompts.items():
+        given = prepared.n_prompts.get(f"{name} given", n)
+        if n * 2 < given:
+            notes.append(
+                f"{name}: only {n} of {given} prompts are left by the refusal metric, so the refusal tokens may miss "
+                f"many ways to refuse; what is confirmed on so few may not hold on others."
+            )
     last = attempts[-1].record
     ratio = max((cell.massive_ratio for cell in last.candidates), default=0.0)
     if ratio > MASSIVE_RATIO:
