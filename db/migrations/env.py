@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.types import TypeDecorator
 
 from db.engine import make_engine, write_connection
-from db.published_tables import Base
+from db.ledger_tables import Base
 from db.search import SEARCH_OBJECTS
 
 

@@ -4,6 +4,7 @@
 - `loading`: `load_*`, and `features_done` for resuming.
 - `directions`: both for refusal directions, whose records are read whole.
 - `rankings`: both for specificity of SAEs and rankings of runs, whose records are read whole.
+- `ledger`: what asking language models cost and how it ended, by run.
 - `published`: scores without n and tags that others published.
 - `listing`: what the service shows in tables: `list_models`, `list_saes`, `list_features`.
 
@@ -20,6 +21,7 @@ from db.store.directions import (
     save_direction_reading,
     save_direction_search,
 )
+from db.store.ledger import features_failed, load_ledger, save_ledger_entries
 from db.store.listing import (
     FeatureFilter,
     FeatureListing,
@@ -81,6 +83,7 @@ __all__ = [
     "Kept",
     "SaeListing",
     "features_done",
+    "features_failed",
     "finish_run",
     "list_concepts",
     "list_direction_searches",
@@ -97,6 +100,7 @@ __all__ = [
     "load_explanations",
     "load_feature",
     "load_feature_tags",
+    "load_ledger",
     "load_model",
     "load_published_scores",
     "load_run",
@@ -114,6 +118,7 @@ __all__ = [
     "save_explanation_scores",
     "save_explanations",
     "save_feature_tags",
+    "save_ledger_entries",
     "save_model",
     "save_published_scores",
     "save_run",

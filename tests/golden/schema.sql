@@ -189,6 +189,27 @@ CREATE TABLE feature_tag (
 
 CREATE INDEX ix_feature_tag_sae_key_tag ON feature_tag (sae_key, tag);
 
+CREATE TABLE ledger (
+	sae_key INTEGER NOT NULL,
+	feature_index INTEGER NOT NULL,
+	stage TEXT NOT NULL,
+	explainer TEXT NOT NULL,
+	prompt_version TEXT NOT NULL,
+	method TEXT NOT NULL,
+	run_id TEXT NOT NULL,
+	model TEXT NOT NULL,
+	reason TEXT,
+	texts BLOB NOT NULL,
+	attempts BIGINT NOT NULL,
+	prompt_tokens BIGINT NOT NULL,
+	completion_tokens BIGINT NOT NULL,
+	assumed_tokens BIGINT NOT NULL,
+	cost DOUBLE,
+	CONSTRAINT pk_ledger PRIMARY KEY (sae_key, feature_index, stage, explainer, prompt_version, method, run_id),
+	CONSTRAINT fk_ledger_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT fk_ledger_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index)
+);
+
 CREATE TABLE model (
 	model_id TEXT NOT NULL,
 	architecture TEXT NOT NULL,
