@@ -1,6 +1,7 @@
 """Explains and judges features without a language model: the embedded default, and what an LLM has to beat.
 
-1. Every second top context and the first half of the random ones explain; the others judge, so no context does both.
+1. Every second context, top and random ones each, explains; the others judge, so no context does both. This is the rule
+   of every explainer and judge, those that ask a language model included.
 2. The explanation predicts an activation for every token of the judging contexts, silent ones included.
 3. The score is one correlation over all their tokens. Beside it stands the control: what the explanations of other
    features reach on the same contexts.
@@ -32,8 +33,8 @@ class Explained(NamedTuple):
     """Why there is no explanation or no score; empty where both are there."""
 
 
-class _Split(NamedTuple):
-    """Contexts of one feature."""
+class Halves(NamedTuple):
+    """Contexts of one feature: those its explainer may see, and those that judge the explanation."""
 
     explain: list[Context]
     judge: list[Context]
@@ -43,58 +44,67 @@ def explain_lexically(
     collected: Sequence[Collected], *, settings: LexicalSettings, generator: torch.Generator
 ) -> Iterator[Explained]:
     """Explanation and held-out score of every feature, in the order given."""
-    splits = [_split(one, settings.judged_share) for one in collected]
-    written = [_write(split, settings.n_words) for split in splits]
+    splits = [split_contexts(one.top.contexts, one.random, judged_share=settings.judged_share) for one in collected]
+    written = [write_lexically(split.explain, n_words=settings.n_words) for split in splits]
     for place, (one, split, words) in enumerate(zip(collected, splits, written, strict=True)):
         feature = one.top.feature
         if words is None:
             yield Explained(feature, None, None, "it is silent on every context that may explain it")
             continue
-        explanation = Explanation(
-            feature=feature, text=words.text, explainer=lexical.EXPLAINER, prompt_version=lexical.VERSION
-        )
         others = [other for p, other in enumerate(written) if p != place and other is not None]
-        score = _judge(feature, words, others, split.judge, generator)
+        score = judge_lexically(feature, words, others, split.judge, generator=generator)
         yield Explained(
-            feature, explanation, score, "" if score else "truth or prediction is constant where it is judged"
+            feature,
+            lexical_explanation(feature, words),
+            score,
+            "" if score else "truth or prediction is constant where it is judged",
         )
 
 
-def _split(one: Collected, judged_share: float) -> _Split:
-    """Contexts by turns, so that both halves have strong and weak ones."""
-    split = _Split([], [])
-    for contexts in (one.top.contexts, one.random):
+def split_contexts(*groups: Sequence[Context], judged_share: float) -> Halves:
+    """The contexts of each group by turns, so that both halves have strong and weak ones where a group is sorted."""
+    halves = Halves([], [])
+    for contexts in groups:
         due = 0.0
         for context in contexts:
             due += judged_share
             if due >= 1:
                 due -= 1
-                split.judge.append(context)
+                halves.judge.append(context)
             else:
-                split.explain.append(context)
-    return split
+                halves.explain.append(context)
+    return halves
 
 
-def _write(split: _Split, n_words: int) -> LexicalExplanation | None:
-    contexts = [lexical.words_of(context.tokens, context.activations) for context in split.explain]
-    if not any(word.activation > 0 for words in contexts for word in words):
+def write_lexically(contexts: Sequence[Context], *, n_words: int) -> LexicalExplanation | None:
+    """What the words of these contexts say of the feature; None where it is silent on all of them."""
+    words = [lexical.words_of(context.tokens, context.activations) for context in contexts]
+    if not any(word.activation > 0 for context in words for word in context):
         return None
-    return lexical.explain(contexts, n_words=n_words)
+    return lexical.explain(words, n_words=n_words)
 
 
-def _judge(
+def lexical_explanation(feature: FeatureId, words: LexicalExplanation) -> Explanation:
+    """The words as a record, labelled as made without a language model."""
+    return Explanation(feature=feature, text=words.text, explainer=lexical.EXPLAINER, prompt_version=lexical.VERSION)
+
+
+def judge_lexically(
     feature: FeatureId,
     words: LexicalExplanation,
     others: Sequence[LexicalExplanation],
     contexts: Sequence[Context],
+    *,
     generator: torch.Generator,
+    method: JudgeMethod = JudgeMethod.TOKEN_SIMULATION,
 ) -> ExplanationScore | None:
-    score = _agreement(words, contexts, generator, n_resamples=1000)
+    """Score of the words beside that of other features' words; None where one of the two cannot be had."""
+    score = _agreement(words, contexts, generator, method, n_resamples=1000)
     if score is None:
         return None
     chosen = torch.randperm(len(others), generator=generator)[:N_CONTROLS].tolist()
     # An explanation that predicts nothing here has no correlation: as a prediction it is worth nothing, so it counts 0.
-    reached = [_agreement(others[place], contexts, generator, n_resamples=2) for place in chosen]
+    reached = [_agreement(others[place], contexts, generator, method, n_resamples=2) for place in chosen]
     values = torch.tensor([0.0 if one is None else one.value for one in reached], dtype=torch.float64)
     if values.numel() == 0:
         return None
@@ -104,7 +114,7 @@ def _judge(
         feature=feature,
         explainer=lexical.EXPLAINER,
         prompt_version=lexical.VERSION,
-        method=JudgeMethod.TOKEN_SIMULATION,
+        method=method,
         score=score,
         control=Estimate(value=mean, low=min(low, mean), high=max(high, mean), n=len(reached)),
         n_excluded=0,
@@ -112,10 +122,20 @@ def _judge(
 
 
 def _agreement(
-    words: LexicalExplanation, contexts: Sequence[Context], generator: torch.Generator, n_resamples: int
+    words: LexicalExplanation,
+    contexts: Sequence[Context],
+    generator: torch.Generator,
+    method: JudgeMethod,
+    n_resamples: int,
 ) -> Estimate | None:
     if not contexts:
         return None
-    truth = [context.activations for context in contexts]
-    predicted = [lexical.predict_tokens(words, context.tokens) for context in contexts]
+    truth: list[Sequence[float]]
+    predicted: list[Sequence[float]]
+    if method is JudgeMethod.TOKEN_SIMULATION:
+        truth = [context.activations for context in contexts]
+        predicted = [lexical.predict_tokens(words, context.tokens) for context in contexts]
+    else:
+        truth = [lexical.true_segments(context.tokens, context.activations) for context in contexts]
+        predicted = [lexical.predict_segments(words, context.tokens) for context in contexts]
     return pooled_correlation(truth, predicted, generator=generator, n_resamples=n_resamples)

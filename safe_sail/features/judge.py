@@ -9,7 +9,7 @@
    a failure of its own kind.
 """
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -145,6 +145,17 @@ async def judge_explanations(
             return
 
 
+def judging_requests(
+    tasks: Sequence[JudgeTask], settings: JudgeSettings, *, seed: int, with_control: bool = True
+) -> Iterator[ChatRequest]:
+    """What `judge_explanations` would ask at first, controls included: for a forecast. Further calls are not in it."""
+    first = [_Progress(str(task.explanation.feature), task, task.explanation.text, []) for task in tasks]
+    for progress in [*(_controls(tasks, settings, seed) if with_control else []), *first]:
+        progress.calls = progress.calls or _calls(progress, settings, seed)
+        if progress.calls:
+            yield _request(f"{progress.name}#0", progress, 0, settings)
+
+
 async def _control(
     tasks: Sequence[JudgeTask], client: ChatClient, settings: JudgeSettings, seed: int
 ) -> Estimate | None:
@@ -153,14 +164,8 @@ async def _control(
     An explanation that predicts the same everywhere counts 0: as a prediction it is worth nothing. A failed call counts
     not at all. The interval holds 95 % of the controls.
     """
-    if len(tasks) < 2:
-        return None
-    chosen = torch.randperm(len(tasks), generator=_generator(seed, "control"))[: settings.n_controls].tolist()
-    others = [_Progress(f"control/{place}", tasks[place], tasks[place - 1].explanation.text, []) for place in chosen]
-    for progress in others:
-        progress.calls = _calls(progress, settings, seed)
     values = []
-    async with aclosing(_one_round([p for p in others if p.calls], 0, client, settings, seed)) as asked:
+    async with aclosing(_one_round(_controls(tasks, settings, seed), 0, client, settings, seed)) as asked:
         async for progress in asked:
             if progress.failed is None:
                 values.append(0.0 if progress.score is None else progress.score.value)
@@ -170,6 +175,17 @@ async def _control(
     low, high = reached.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     mean = float(reached.mean())
     return Estimate(value=mean, low=min(low, mean), high=max(high, mean), n=len(values))
+
+
+def _controls(tasks: Sequence[JudgeTask], settings: JudgeSettings, seed: int) -> list[_Progress]:
+    """Contexts of features beside another feature's explanation; none where there is no other feature."""
+    if len(tasks) < 2:
+        return []
+    chosen = torch.randperm(len(tasks), generator=_generator(seed, "control"))[: settings.n_controls].tolist()
+    others = [_Progress(f"control/{place}", tasks[place], tasks[place - 1].explanation.text, []) for place in chosen]
+    for progress in others:
+        progress.calls = _calls(progress, settings, seed)
+    return [progress for progress in others if progress.calls]
 
 
 async def _one_round(
