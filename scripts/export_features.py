@@ -11,7 +11,7 @@ import typer
 
 from db import store
 from db.engine import make_engine, reading
-from db.interchange import safe_sail_json
+from db.interchange import delphi, neuronpedia, parquet, safe_sail_json
 from db.migrate import require_head
 from safe_sail.errors import BadInput
 from scripts.import_features import Format
@@ -26,6 +26,9 @@ def export_features(
         str, typer.Option(help="safe-sail, delphi: whose explanations; these formats hold one a feature.")
     ] = safe_sail_json.RELEASE,
     prompt_version: Annotated[str | None, typer.Option(help="Its prompt version, where it has several.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="neuronpedia: the SAE's model, where the database has none.")
+    ] = None,
     database: DatabaseUrl = DEFAULT_DATABASE,
 ) -> None:
     """Export features, explanations and scores.
@@ -44,8 +47,24 @@ def export_features(
                     session, saes, target, explainer=explainer, prompt_version=prompt_version
                 )
                 said = f"{written.n_features} features; {written.n_left_out} explained ones without a score left out"
+            elif file_format is Format.PARQUET:
+                said = str(parquet.export_parquet(session, saes, target))
+            elif file_format is Format.NEURONPEDIA:
+                lines = neuronpedia.export_neuronpedia(session, _only(saes), target, model_id=model)
+                said = (
+                    f"{lines.n_features} features, {lines.n_activations} contexts, {lines.n_explanations} explanations"
+                )
             else:
-                raise BadInput(f"{file_format} is not written yet.")
+                n = delphi.export_delphi(
+                    session, _only(saes), target, explainer=explainer, prompt_version=prompt_version
+                )
+                said = f"{n} explanations"
     finally:
         engine.dispose()
     print(f"{said}; in {target}.")
+
+
+def _only(saes: list[str]) -> str:
+    if len(saes) != 1:
+        raise BadInput(f"this format holds one SAE a folder; name it with --sae. Here are {len(saes)}.")
+    return saes[0]

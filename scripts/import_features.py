@@ -5,6 +5,7 @@ safe-sail import folder --format neuronpedia --sae SLUG --tokens-seen 2000000
 """
 
 import hashlib
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from db import store
 from db.engine import make_engine, writing
-from db.interchange import safe_sail_json
-from db.interchange.saes import SaeFacts
+from db.interchange import delphi, neuronpedia, parquet, safe_sail_json
+from db.interchange.saes import SaeFacts, require_sae
 from db.migrate import upgrade
 from safe_sail.errors import BadInput
 from safe_sail.provenance import finish_run, start_run
@@ -46,6 +47,7 @@ def import_features(
     tokens_seen: Annotated[
         int | None, typer.Option(min=1, help="neuronpedia: tokens behind the activations, where the files are silent.")
     ] = None,
+    explainer: Annotated[str | None, typer.Option(help="delphi: who explained; `delphi` if absent.")] = None,
     database: DatabaseUrl = DEFAULT_DATABASE,
 ) -> None:
     """Import features, explanations and scores.
@@ -57,7 +59,8 @@ def import_features(
     facts = SaeFacts(d_in=d_in, width=width, architecture=architecture, model_id=model)
     settings = {
         "path": str(path), "format": str(file_format), "sae": sae, "site": site, "width": width, "d_in": d_in,
-        "architecture": architecture, "model": model, "tokens_seen": tokens_seen, "sha256": _hashes(path),
+        "architecture": architecture, "model": model, "tokens_seen": tokens_seen, "explainer": explainer,
+        "sha256": _hashes(path),
     }  # fmt: skip
     run = start_run("import", settings=settings, seed=0, device="none")
     engine = make_engine(database)
@@ -68,7 +71,7 @@ def import_features(
             if file_format is Format.SAFE_SAIL:
                 said = _safe_sail(session, path, sae, site, facts, run.run_id)
             else:
-                raise BadInput(f"{file_format} is not read yet.")
+                said = _folder(session, file_format, path, sae, _site(site), facts, tokens_seen, explainer, run.run_id)
             store.save_run(session, finish_run(run))
     finally:
         engine.dispose()
@@ -95,6 +98,34 @@ def _safe_sail(session: Session, path: Path, prefix: str | None, site: str | Non
         f"{done.n_without_explanation} without one, in {', '.join(done.saes)}.\n"
         f"The file does not say what the SAEs are; they stand as {kind}, {facts.d_in} -> {facts.width}, "
         f"{facts.architecture}, of model {facts.model_id or 'unknown'}."
+    )
+
+
+def _folder(
+    session: Session,
+    file_format: Format,
+    path: Path,
+    sae: str | None,
+    site: Site | None,
+    facts: SaeFacts,
+    tokens_seen: int | None,
+    explainer: str | None,
+    run_id: str,
+) -> str:
+    if file_format is Format.PARQUET:
+        return f"{parquet.import_parquet(session, path, run_id=run_id)}."
+    if sae is None:
+        raise BadInput("--sae is needed: the files do not say which SAE of the database the features belong to.")
+    require_sae(session, sae, replace(facts, site=site), sae_id=path.name, run_id=run_id)
+    if file_format is Format.DELPHI:
+        read = delphi.import_delphi(session, path, sae=sae, explainer=explainer or delphi.DELPHI, run_id=run_id)
+        return (
+            f"{read.n_explanations} explanations, {read.n_scores} scores; {read.n_undefined} undefined ones left out."
+        )
+    done = neuronpedia.import_neuronpedia(session, path, sae=sae, tokens_seen=tokens_seen, run_id=run_id)
+    return (
+        f"{done.n_features} features with {done.n_activations} contexts and {done.n_explanations} explanations; left "
+        f"out: {done.n_repeated} explanations of a feature, model and type already read, {done.n_empty} without text."
     )
 
 
