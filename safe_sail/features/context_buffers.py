@@ -14,6 +14,7 @@ Memory a feature: 4 KiB of counts, and 4 bytes for each of (n_contexts + n_sprea
 by the settings' defaults; token ids are kept once for each window that any feature keeps.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -35,8 +36,8 @@ class Window(NamedTuple):
     """One piece of text."""
 
     source_id: str
-    token_ids: tuple[int, ...]
-    """Padding left out."""
+    token_ids: "array[int]"
+    """Padding left out. Four bytes each: as a tuple of integers a window takes seven times the memory."""
 
 
 class Firings(NamedTuple):

@@ -1,5 +1,6 @@
 """Context buffers as tensors and JSON values, and back: equal buffers give equal states."""
 
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ def buffers_of(state: State) -> ContextBuffers:
         numbers = tensors["windows.numbers"].tolist()
         rows = tensors["windows.token_ids"].split(tensors["windows.lengths"].tolist())
         for number, source_id, row in zip(numbers, info["source_ids"], rows, strict=True):
-            buffers.windows[number] = Window(source_id, tuple(row.tolist()))
+            buffers.windows[number] = Window(source_id, array("i", row.tolist()))
         if buffers.drawn is not None:
             buffers.drawn.restore(tensors["drawn.values"], tensors["drawn.sources"])
         for place, one in enumerate(buffers.saes.values()):

@@ -9,6 +9,7 @@ Special and padding tokens never count: they hold activation 0 in a context and 
 be done alone by a caller who saves the buffers between batches or fills them elsewhere.
 """
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -179,7 +180,7 @@ def _windows(batch: TokenBatch) -> list[Window]:
     is_real = batch.is_real.cpu()
     ids = batch.token_ids.cpu()
     return [
-        Window(source_id, tuple(row[real].tolist()))
+        Window(source_id, array("i", row[real].tolist()))
         for source_id, row, real in zip(batch.source_ids, ids, is_real, strict=True)
     ]
 
@@ -198,14 +199,14 @@ def collected(buffers: ContextBuffers, tokenizer: Any) -> Iterator[Collected]:
 
     @lru_cache(maxsize=2**16)
     def texts(number: int) -> tuple[str, ...]:
-        return token_texts(tokenizer, buffers.windows[number].token_ids)
+        return token_texts(tokenizer, buffers.windows[number].token_ids.tolist())
 
     def context(number: int, activations: Sequence[float]) -> Context:
         window = buffers.windows[number]
         values = tuple(activations[: len(window.token_ids)])
         return Context(
             tokens=texts(number),
-            token_ids=window.token_ids,
+            token_ids=tuple(window.token_ids),
             activations=values,
             peak=values.index(max(values)),
             source_id=window.source_id,

@@ -1,5 +1,6 @@
 """Context buffers against a loop that keeps everything, and against themselves over shards and in other orders."""
 
+from array import array
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ class Corpus(NamedTuple):
     acts: dict[str, torch.Tensor]
 
     def window(self, number: int) -> Window:
-        return Window(f"doc#{number}", tuple(range(number, number + self.lengths[number])))
+        return Window(f"doc#{number}", array("i", range(number, number + self.lengths[number])))
 
     def put(self, buffers: ContextBuffers, first: int, stop: int) -> None:
         firings = {}
@@ -180,7 +181,7 @@ def test_windows_longer_than_the_settings_are_refused_before_anything_is_kept():
     buffers = empty()
     nothing = {slug: Firings(*(torch.empty(0, dtype=torch.long),) * 3, torch.empty(0)) for slug in FEATURES}
     with pytest.raises(BadInput, match="at most 5 tokens, got 6"):
-        buffers.update(torch.arange(1), [Window("x", (1,) * 6)], 6, nothing)
+        buffers.update(torch.arange(1), [Window("x", array("i", [1] * 6))], 6, nothing)
     assert_same(state_of(buffers), state_of(empty()))
 
 
