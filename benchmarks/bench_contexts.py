@@ -1,6 +1,6 @@
 """What does collecting contexts cost beside its floor (forward, encode, top-k), and beside keeping every activation?
 
-Two x86-64 cores shared with much other work, one thread, CPU seconds; Python 3.11, torch 2.13.0+cpu, transformers 5.23.0;
+Two shared x86-64 cores, one thread, CPU seconds; Python 3.11, torch 2.13.0+cpu, transformers 5.23.0;
 2026-11-21. Random Llama, d_model 256, stopped after 4 layers; ReLU SAE of 4,096 features, L0 58; windows of 64 tokens.
 One repeat over 49,152 tokens, the two in turn batch by batch (the run with five repeats is still to be made):
 
