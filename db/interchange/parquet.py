@@ -38,6 +38,7 @@ from safe_sail.sites import Site
 
 Row = dict[str, Any]
 
+_ROW_GROUP = 64  # features whose contexts are written at a time: a group each would cost more than its rows
 _BATCH = 512  # rows read at a time; as many contexts make about a megabyte
 
 # --------------------------------------------------------------------------------------------- 1. the tables
@@ -136,8 +137,9 @@ def _all_rows(session: Session, saes: list[str]) -> Iterator[tuple[str, list[Row
         for sae_key, page in reading.pages(session, slug):
             collected = [kept.record for kept in reading.top_contexts(session, slug, sae_key, page)]
             yield "features", [_feature_row(one) for one in collected]
-            for one in collected:
-                yield "contexts", [_context_row(one, rank) for rank in range(len(one.contexts))]
+            for first in range(0, len(collected), _ROW_GROUP):
+                some = collected[first : first + _ROW_GROUP]
+                yield "contexts", [_context_row(one, rank) for one in some for rank in range(len(one.contexts))]
             said = reading.explanations(session, slug, sae_key, page)
             yield "explanations", [_of(one.record.feature, _plain(one.record)) for one in said]
             judged = reading.explanation_scores(session, slug, sae_key, page)
