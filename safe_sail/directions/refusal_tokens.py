@@ -1,7 +1,8 @@
 """First tokens of replies that tell refused prompts from answered ones, learnt from the model's own distributions.
 
 1. Mean probability of each first token after harmful prompts and after harmless prompts.
-2. A token is a refusal token if it is likely after harmful prompts and clearly less likely after harmless ones.
+2. Tokens that are more likely after harmful prompts are added by descending difference, as long as the set tells the
+   classes better apart: more harmful prompts with more than half of their probability on it, fewer harmless ones.
 3. They are shown with both probabilities; a caller may name others instead.
 """
 
@@ -20,8 +21,8 @@ from safe_sail.records import RefusalToken
 
 MIN_PROBABILITY = 0.02
 """A first token seen less often than once in fifty refusals adds little to the metric and much noise to the list."""
-MIN_RATIO = 2.0
-"""Between harmful and harmless; "I" opens answers too, in every family of the paper."""
+MIN_ACCURACY = 0.75
+"""Mean of the two shares of prompts that the set places rightly; a model that does not refuse stays near 0.5."""
 MAX_TOKENS = 12
 
 
@@ -41,24 +42,33 @@ def first_token_probabilities(
 def learn_refusal_tokens(
     tokenizer: Any, harmful: Float[Tensor, "harmful d_vocab"], harmless: Float[Tensor, "harmless d_vocab"]
 ) -> tuple[RefusalToken, ...]:
-    """Refusal tokens by descending difference of their mean probabilities (ties: the smaller id).
+    """Refusal tokens by descending difference of their mean probabilities (ties: the smaller id); of sets
+    that do equally well the largest, which covers most ways to refuse.
 
     Raises:
-        RefusalTokensMissing: no token qualifies; the message shows the nearest.
+        RefusalTokensMissing: no set tells the classes apart; the message shows the nearest tokens.
     """
     p, q = harmful.double().mean(0), harmless.double().mean(0)
     order = torch.argsort(p - q, descending=True, stable=True).tolist()
-    chosen = [token for token in order[:200] if p[token] >= MIN_PROBABILITY and p[token] >= MIN_RATIO * q[token]]
-    if not chosen:
+    usable = [token for token in order[:MAX_TOKENS] if p[token] >= MIN_PROBABILITY and p[token] > q[token]]
+    accuracies = [_accuracy(harmful, harmless, usable[: n + 1]) for n in range(len(usable))]
+    best = max(accuracies, default=0.0)
+    if best < MIN_ACCURACY:
         nearest = ", ".join(
             f"{tokenizer.decode([token])!r} {float(p[token]):.3f} against {float(q[token]):.3f}" for token in order[:3]
         )
         raise RefusalTokensMissing(
-            f"no first token is likely after harmful prompts (at least {MIN_PROBABILITY}) and at most half as likely "
-            f"after harmless ones; nearest: {nearest}. This model does not refuse, or refuses as it answers: name the "
+            f"no set of first tokens tells harmful prompts from harmless ones (at best {best:.2f} of them, expected "
+            f"{MIN_ACCURACY}); nearest: {nearest}. This model does not refuse, or refuses as it answers: name the "
             f"tokens yourself."
         )
-    return tuple(_row(tokenizer, token, p, q) for token in chosen[:MAX_TOKENS])
+    n_best = max(n for n, accuracy in enumerate(accuracies, start=1) if accuracy == best)
+    return tuple(_row(tokenizer, token, p, q) for token in usable[:n_best])
+
+
+def _accuracy(harmful: Tensor, harmless: Tensor, tokens: Sequence[int]) -> float:
+    refused, answered = (x[:, list(tokens)].double().sum(-1) > 0.5 for x in (harmful, harmless))
+    return float(refused.double().mean() + 1 - answered.double().mean()) / 2
 
 
 def named_refusal_tokens(

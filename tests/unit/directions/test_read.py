@@ -100,11 +100,11 @@ def test_tokens_are_projected_in_residual_units_without_padding(tiny_models: Tin
 def test_refusal_tokens_are_likely_after_harm_and_rare_otherwise():
     p, q = torch.full((1, 160), 1e-4), torch.full((1, 160), 1e-4)
     p[0, [20, 30, 40, 50]] = torch.tensor([0.3, 0.5, 0.015, 0.2])
-    q[0, [20, 30, 40, 50]] = torch.tensor([0.01, 0.2, 0.0, 0.19])
+    q[0, [20, 30, 40, 50]] = torch.tensor([0.01, 0.35, 0.0, 0.19])
     found = learn_refusal_tokens(tiny_tokenizer(), p, q)
-    # 30 and 20 qualify, by descending difference; 40 is too rare, 50 opens answers as often
-    assert [token.token_id for token in found] == [30, 20]
-    assert found[0].p_harmful == pytest.approx(0.5)
+    # 20 and 30 hold 0.8 against 0.36; 40 is too rare, and 50 would lift the harmless prompt to 0.55, over one half
+    assert [token.token_id for token in found] == [20, 30]
+    assert found[1].p_harmful == pytest.approx(0.5)
     with pytest.raises(RefusalTokensMissing):
         learn_refusal_tokens(tiny_tokenizer(), q, q)
 
