@@ -18,8 +18,7 @@ from db import store
 from db.interchange.files import plain_text, read_whole, refuse, staged
 from db.interchange.reading import feature_texts
 from safe_sail.errors import ExportRefused
-from safe_sail.published import PublishedScore
-from safe_sail.records import Explanation, FeatureId
+from safe_sail.records import Explanation, FeatureId, PublishedScore
 
 DELPHI = "delphi"
 """Source of the scores, and explainer where the caller names none: the files do not say who explained."""

@@ -21,16 +21,17 @@ from db.interchange import reading
 from db.interchange.files import refuse, staged
 from db.packing import pack_texts, unpack_texts
 from safe_sail.errors import BadInput, DatabaseUnreachable, ExportRefused, ImportUnreadable
-from safe_sail.published import FeatureTags, PublishedScore
 from safe_sail.records import (
     Context,
     Estimate,
     Explanation,
     ExplanationScore,
     FeatureId,
+    FeatureTags,
     Histogram,
     JudgeMethod,
     ModelRef,
+    PublishedScore,
     SaeRef,
     TopContexts,
 )

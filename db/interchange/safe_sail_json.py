@@ -22,8 +22,7 @@ from db.interchange.reading import FeatureText, feature_texts
 from db.interchange.saes import SaeFacts, require_sae
 from db.store import load_sae, save_explanations, save_feature_tags, save_published_scores
 from safe_sail.errors import ExportRefused
-from safe_sail.published import FeatureTags, PublishedScore
-from safe_sail.records import Explanation, FeatureId
+from safe_sail.records import Explanation, FeatureId, FeatureTags, PublishedScore
 from safe_sail.sites import Site, SiteKind
 
 RELEASE = "safe-sail-release"

@@ -13,8 +13,7 @@ from db.lookup import find_feature
 from db.published_tables import FeatureTagRow, PublishedScoreRow
 from db.store.loading import Kept
 from db.store.saving import FeatureWriter, chunks, require_run, upsert
-from safe_sail.published import FeatureTags, PublishedScore
-from safe_sail.records import FeatureId
+from safe_sail.records import FeatureId, FeatureTags, PublishedScore
 
 
 def save_published_scores(session: Session, scores: Iterable[PublishedScore], *, run_id: str) -> None:

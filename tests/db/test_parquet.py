@@ -28,8 +28,7 @@ from db.store import (
     save_top_contexts,
 )
 from safe_sail.errors import ExportRefused, ImportUnreadable
-from safe_sail.published import FeatureTags, PublishedScore
-from safe_sail.records import Context, TopContexts
+from safe_sail.records import Context, FeatureTags, PublishedScore, TopContexts
 from tests.db import builders as a
 
 HOSTILE = Context(

@@ -17,7 +17,7 @@ from db.store import (
     save_sae,
 )
 from safe_sail.errors import BadRecord, NotFound
-from safe_sail.published import FeatureTags, PublishedScore
+from safe_sail.records import FeatureTags, PublishedScore
 from tests.db import builders as a
 from tests.db import strategies as some
 

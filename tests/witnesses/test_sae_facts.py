@@ -23,7 +23,14 @@ SITE = Site.parse("resid_post.0")
 def random_sae(d_in: int, d_sae: int = 24, *, decoder: bool = True) -> SAEHandle:
     generator = torch.Generator().manual_seed(5)
     ref = SaeRef(
-        slug="random", release=None, sae_id="x", model_id=None, site=SITE, d_in=d_in, width=d_sae, architecture="standard"
+        slug="random",
+        release=None,
+        sae_id="x",
+        model_id=None,
+        site=SITE,
+        d_in=d_in,
+        width=d_sae,
+        architecture="standard",
     )
     weights = SaeWeights(
         W_enc=torch.randn(d_in, d_sae, generator=generator),

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from safe_sail.errors import BadRecord
-from safe_sail.records import FeatureId
+from safe_sail.records.subjects import FeatureId
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
