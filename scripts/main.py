@@ -36,6 +36,12 @@ COMMANDS: dict[str, CommandRow] = {
     ),
     "import": CommandRow("scripts.import_features", "import_features", "Bring in another tool's feature database."),
     "export": CommandRow("scripts.export_features", "export_features", "Write features in another tool's format."),
+    "explain-features": CommandRow(
+        "scripts.explain_features", "explain_features", "Explain features by a language model or their words."
+    ),
+    "judge-explanations": CommandRow(
+        "scripts.judge_explanations", "judge_explanations", "Score explanations on contexts kept from their explainer."
+    ),
     "train-organism": CommandRow("scripts.train_organism", "train_organism", "Rebuild the model organism, checked."),
 }
 

@@ -181,7 +181,7 @@ def _controls(tasks: Sequence[JudgeTask], settings: JudgeSettings, seed: int) ->
     """Contexts of features beside another feature's explanation; none where there is no other feature."""
     if len(tasks) < 2:
         return []
-    chosen = torch.randperm(len(tasks), generator=_generator(seed, "control"))[: settings.n_controls].tolist()
+    chosen = torch.randperm(len(tasks), generator=named_generator(seed, "control"))[: settings.n_controls].tolist()
     others = [_Progress(f"control/{place}", tasks[place], tasks[place - 1].explanation.text, []) for place in chosen]
     for progress in others:
         progress.calls = _calls(progress, settings, seed)
@@ -205,7 +205,7 @@ async def _one_round(
                 progress.score = pooled_correlation(
                     progress.truth,
                     progress.predicted,
-                    generator=_generator(seed, progress.name),
+                    generator=named_generator(seed, progress.name),
                     n_resamples=settings.n_bootstrap,
                 )
             else:
@@ -216,7 +216,7 @@ async def _one_round(
 def _calls(progress: _Progress, settings: JudgeSettings, seed: int) -> list[tuple[Context, ...]]:
     """Contexts of each call, in an order drawn anew for each feature; what fits into no call is left out."""
     window = Window(before=settings.tokens_before, after=settings.tokens_after)
-    drawn = torch.randperm(len(progress.task.contexts), generator=_generator(seed, str(progress.feature))).tolist()
+    drawn = torch.randperm(len(progress.task.contexts), generator=named_generator(seed, str(progress.feature))).tolist()
     calls: list[tuple[Context, ...]] = []
     call: tuple[Context, ...] = ()
     for place in drawn:
@@ -291,6 +291,7 @@ def _ended(progress: _Progress, control: Estimate, settings: JudgeSettings) -> J
     return Judged(score, progress.n_asked, progress.spending)
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A generator for one feature of a run: what it draws depends on no other feature."""
     # torch's CPU generator keeps 32 bits of a seed only, so both go into one hash
     return torch.Generator().manual_seed(crc32(f"{seed}/{name}".encode()))

@@ -1,0 +1,315 @@
+"""Judge kept explanations on contexts that their explainer never saw, beside explanations of other features.
+
+safe-sail judge-explanations --sae SAE --explainer lexical
+safe-sail judge-explanations --sae SAE --explainer MODEL --base-url URL --model JUDGE --budget-tokens 200000 --dry-run
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import Annotated, NamedTuple
+
+import typer
+from sqlalchemy import Engine
+from tqdm import tqdm
+
+from db import store
+from db.engine import reading, writing
+from safe_sail.features import lexical
+from safe_sail.features.baseline import Halves, judge_lexically, split_contexts, write_lexically
+from safe_sail.features.judge import (
+    CONSTANT,
+    NO_CONTEXT,
+    NO_CONTROL,
+    Judged,
+    JudgeTask,
+    NotJudged,
+    judging_requests,
+    named_generator,
+)
+from safe_sail.features.judge import judge_explanations as judge_by_llm
+from safe_sail.features.lexical import LexicalExplanation
+from safe_sail.ledger import Stage
+from safe_sail.llm.client import OpenAiClient
+from safe_sail.llm.pricing import PriceTable, forecast, load_prices
+from safe_sail.provenance import start_run
+from safe_sail.records import Estimate, Explanation, ExplanationScore, FeatureId, JudgeMethod, RunInfo
+from safe_sail.settings import JudgeSettings, LexicalSettings, LlmSettings
+from scripts import llm_runs
+from scripts.options import (
+    DEFAULT_DATABASE,
+    AnswerCache,
+    AsJson,
+    BaseUrl,
+    BudgetMoney,
+    BudgetTokens,
+    DatabaseUrl,
+    DryRun,
+    InFlight,
+    KeptSae,
+    Limit,
+    LlmModel,
+    Prices,
+    RetryFailed,
+    Seed,
+    Timeout,
+    llm_key,
+)
+
+LEXICAL = LexicalSettings()
+
+
+class _Job(NamedTuple):
+    """What one run judges, and how."""
+
+    sae: str
+    method: JudgeMethod
+    seed: int
+    model: str
+    """Who judges: the model, or `lexical`."""
+
+    @property
+    def settings(self) -> JudgeSettings:
+        return JudgeSettings(by_tokens=self.method is JudgeMethod.TOKEN_SIMULATION)
+
+
+class _Group(NamedTuple):
+    """Explanations of one explainer and prompt version, best features first."""
+
+    explained: list[Explanation]
+    todo: list[Explanation]
+
+
+def judge_explanations(
+    sae: KeptSae = None,
+    explainer: Annotated[
+        str, typer.Option(help="Whose explanations: lexical, which are simulated without asking, or a model's name.")
+    ] = lexical.EXPLAINER,
+    method: Annotated[JudgeMethod, typer.Option(help="Segments cost under half.")] = JudgeMethod.SEGMENT_SIMULATION,
+    limit: Limit = llm_runs.N_FEATURES,
+    base_url: BaseUrl = None,
+    model: LlmModel = None,
+    budget_tokens: BudgetTokens = None,
+    budget_money: BudgetMoney = None,
+    prices: Prices = None,
+    cache: AnswerCache = None,
+    in_flight: InFlight = 64,
+    timeout: Timeout = 120.0,
+    dry_run: DryRun = False,
+    retry_failed: RetryFailed = False,
+    seed: Seed = 0,
+    database: DatabaseUrl = DEFAULT_DATABASE,
+    as_json: AsJson = False,
+) -> None:
+    """Judge explanations on the kept contexts that explained nothing; what is judged by this method stays.
+
+    The kept contexts are the features' strongest, and the feature is active in each. A score says how well the
+    explanation tells where in such texts it is active; nothing says whether it is silent elsewhere.
+    """
+    llm = None
+    if explainer != lexical.EXPLAINER:
+        llm = llm_runs.llm_settings(
+            base_url, model, budget_tokens=budget_tokens, budget_money=budget_money, cache=cache, in_flight=in_flight,
+            timeout=timeout,
+        )  # fmt: skip
+    table = load_prices(prices)
+    engine = llm_runs.open_kept(database, read_only=dry_run)
+    tally = llm_runs.Tally()
+    slug = llm_runs.choose_sae(engine, sae)
+    job = _Job(slug, method, seed, llm.model if llm else lexical.EXPLAINER)
+    groups = _groups(engine, job, explainer, limit, tally, again=retry_failed)
+    if dry_run:
+        print(_forecast(engine, groups, job, llm, table))
+        return
+    kept = asdict(job.settings) | {"sae": slug, "limit": limit, "explainer": explainer, "judge": job.model}
+    settings = kept | {"method": str(method), "llm": asdict(llm) if llm else None}
+    run = start_run("judge-explanations", settings=settings, seed=seed, device="cpu")
+    if any(group.todo for group in groups):
+        if llm is None:
+            _judge_lexically(engine, run, groups, job, tally)
+        else:
+            _judge(engine, run, groups, job, llm, table, tally)
+        if not tally.interrupted:
+            llm_runs.end_run(engine, run)
+    engine.dispose()
+    llm_runs.print_tally(tally, "judged", llm, sae=slug, run=run, as_json=as_json)
+    if tally.interrupted:
+        raise typer.Exit(llm_runs.INTERRUPTED)
+
+
+# which explanations, and on what
+
+
+def _groups(
+    engine: Engine, job: _Job, explainer: str, limit: int, tally: llm_runs.Tally, *, again: bool
+) -> list[_Group]:
+    by_version: dict[str, list[Explanation]] = {}
+    for listed in llm_runs.best_features(engine, job.sae, limit, explained=True):
+        with reading(engine) as session:
+            kept = store.load_explanations(session, FeatureId(sae=job.sae, index=listed.index))
+        for one in kept:
+            if one.record.explainer == explainer:
+                by_version.setdefault(one.record.prompt_version, []).append(one.record)
+    groups = []
+    for version, explained in sorted(by_version.items()):
+        with reading(engine) as session:
+            there = store.features_done(
+                session, job.sae, store.FeatureKind.EXPLANATION_SCORES, explainer=explainer, prompt_version=version,
+                method=job.method,
+            )  # fmt: skip
+            failed = store.features_failed(
+                session, job.sae, Stage.JUDGE, reasons=llm_runs.LASTING, model=job.model, explainer=explainer,
+                prompt_version=version, method=job.method,
+            )  # fmt: skip
+        left = llm_runs.left_to_do([one.feature.index for one in explained], there, failed, tally, again=again)
+        groups.append(_Group(explained, [one for one in explained if one.feature.index in left]))
+    return groups
+
+
+def _halves(engine: Engine, feature: FeatureId) -> tuple[Halves, float]:
+    """The feature's contexts, and its largest activation."""
+    with reading(engine) as session:
+        top = store.load_top_contexts(session, feature)
+    assert top is not None, "only features with contexts are listed"
+    return split_contexts(top.record.contexts, judged_share=LEXICAL.judged_share), top.record.max_activation
+
+
+def _tasks(engine: Engine, todo: Sequence[Explanation]) -> list[JudgeTask]:
+    tasks = []
+    for explanation in todo:
+        halves, scale = _halves(engine, explanation.feature)
+        # a feature that never fires has no contexts, so its scale is never used
+        tasks.append(JudgeTask(explanation, tuple(halves.judge), scale or 1.0))
+    return tasks
+
+
+def _kept_control(engine: Engine, group: _Group, job: _Job) -> Estimate | None:
+    """The control of an earlier run of the same judge and seed, unless more features allow a better one now."""
+    enough = min(job.settings.n_controls, len(group.todo))
+    left = {one.feature for one in group.todo}
+    with reading(engine) as session:
+        for explanation in group.explained:
+            if explanation.feature in left:
+                continue
+            for score, run_id in _scores(store.load_explanation_scores(session, explanation.feature)):
+                is_of_group = (score.explainer, score.prompt_version) == (
+                    explanation.explainer,
+                    explanation.prompt_version,
+                )
+                if score.method is not job.method or not is_of_group:
+                    continue
+                run = store.load_run(session, run_id)
+                same = (run.settings.get("judge"), run.seed) == (job.model, job.seed)
+                if same and (score.control.n >= enough or len(left) < 2):
+                    return score.control
+    return None
+
+
+def _scores(kept: Sequence[store.Kept[ExplanationScore]]) -> Iterator[tuple[ExplanationScore, str]]:
+    return ((one.record, one.run_id) for one in kept)
+
+
+def _forecast(engine: Engine, groups: Sequence[_Group], job: _Job, llm: LlmSettings | None, table: PriceTable) -> str:
+    if llm is None:
+        n = sum(len(group.todo) for group in groups)
+        return f"{n} explanations to simulate by their words: nobody is asked, and it costs nothing."
+    requests = (
+        request
+        for group in groups
+        for request in judging_requests(
+            _tasks(engine, group.todo), job.settings, seed=job.seed,
+            with_control=_kept_control(engine, group, job) is None,
+        )
+    )  # fmt: skip
+    return str(forecast(requests, table.price_of(base_url=llm.base_url, model=llm.model)))
+
+
+# judge
+
+
+def _take(
+    engine: Engine, run: RunInfo, outcome: Judged | NotJudged, explanation: Explanation, job: _Job,
+    tally: llm_runs.Tally,
+) -> None:  # fmt: skip
+    failed = outcome if isinstance(outcome, NotJudged) else None
+    entry = llm_runs.ledger_entry(
+        explanation.feature, outcome.spending, explainer=explanation.explainer,
+        prompt_version=explanation.prompt_version, model=job.model, method=job.method,
+        reason=failed and failed.reason, message=failed.message if failed else "", raw=failed and failed.raw,
+    )  # fmt: skip
+    with writing(engine) as session:
+        if isinstance(outcome, Judged):
+            store.save_explanation_scores(session, [outcome.score], run_id=run.run_id)
+        store.save_ledger_entries(session, [entry], run_id=run.run_id)
+    tally.count(entry)
+
+
+def _judge(
+    engine: Engine,
+    run: RunInfo,
+    groups: Sequence[_Group],
+    job: _Job,
+    llm: LlmSettings,
+    table: PriceTable,
+    tally: llm_runs.Tally,
+) -> None:
+    async def work() -> None:
+        async with OpenAiClient(llm, api_key=llm_key(), prices=table) as client:
+            llm_runs.keep_run(engine, run)  # only now: an endpoint that is down leaves no trace
+            bar = tqdm(desc="judging", total=sum(len(g.todo) for g in groups), unit="feature", disable=None)
+            try:
+                for group in groups:
+                    by_feature = {one.feature: one for one in group.todo}
+                    found = judge_by_llm(
+                        _tasks(engine, group.todo), client, job.settings, seed=job.seed,
+                        control=_kept_control(engine, group, job),
+                    )  # fmt: skip
+                    async with aclosing(found) as outcomes:
+                        async for outcome in outcomes:
+                            feature = outcome.score.feature if isinstance(outcome, Judged) else outcome.feature
+                            _take(engine, run, outcome, by_feature[feature], job, tally)
+                            bar.update()
+            finally:
+                bar.close()
+                tally.spent = client.total
+
+    llm_runs.run_until_interrupted(work, tally)
+
+
+def _judge_lexically(engine: Engine, run: RunInfo, groups: Sequence[_Group], job: _Job, tally: llm_runs.Tally) -> None:
+    llm_runs.keep_run(engine, run)
+    for group in groups:
+        words = {}
+        for one in group.explained:
+            halves, _ = _halves(engine, one.feature)
+            written = write_lexically(halves.explain, n_words=LEXICAL.n_words)
+            if written is not None and written.text == one.text:
+                words[one.feature] = written
+        for one in tqdm(group.todo, desc="judging", unit="feature", disable=None):
+            _take(engine, run, _simulated(engine, one, words, job), one, job, tally)
+
+
+def _simulated(
+    engine: Engine, explanation: Explanation, words: dict[FeatureId, LexicalExplanation], job: _Job
+) -> Judged | NotJudged:
+    """Score of a lexical explanation; its predictions are known where its contexts still are."""
+    feature = explanation.feature
+
+    def failed(reason: str, message: str) -> NotJudged:
+        return NotJudged(feature, reason, message, None, llm_runs.FREE)
+
+    if feature not in words:
+        return failed(llm_runs.NOT_KEPT, "it was made from contexts that the database does not hold; explain it anew.")
+    others = [other for place, other in words.items() if place != feature]
+    if not others:
+        return failed(NO_CONTROL, "there is no explanation of another feature to compare with.")
+    halves, _ = _halves(engine, feature)
+    if not halves.judge:
+        return failed(NO_CONTEXT, "no context is left to judge it.")
+    score = judge_lexically(
+        feature, words[feature], others, halves.judge, generator=named_generator(job.seed, str(feature)),
+        method=job.method,
+    )  # fmt: skip
+    if score is None:
+        return failed(CONSTANT, f"truth or prediction is the same everywhere in {len(halves.judge)} contexts.")
+    return Judged(score, 0, llm_runs.FREE)

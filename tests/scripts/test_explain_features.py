@@ -1,0 +1,394 @@
+"""`explain-features` and `judge-explanations` as commands, against a real server that answers, fails and is killed.
+
+Feature n fires on its word in the middle of six texts. The explainer at the server names the word that is marked; the
+judge marks the segments that hold the word that the explanation names.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from db import store
+from db.engine import make_engine, reading, writing
+from db.migrate import upgrade
+from safe_sail.errors import BadInput, BadSettings, EndpointUnreachable, PriceUnknown, SchemaOutOfDate
+from safe_sail.ledger import LedgerEntry, Stage
+from safe_sail.records import Context, Explanation, JudgeMethod, TopContexts
+from scripts.main import app
+from tests.db import builders as a
+from tests.llm_server import Act, Call, Cut, LlmServer, Say, Status
+
+WORDS = ("kill", "bomb", "poison", "stab", "hack", "steal")
+TEXTS = (
+    "they said to {} it before the evening came", "please {} now and do not wait", "nobody here wanted to {} on Sunday",
+    "we saw how he tried to {} again and again", "she will {} later today if nobody looks",
+    "to {} or not was the question",
+)  # fmt: skip
+CRASHED = -signal.SIGKILL
+Script = Callable[[Call], Act]
+
+
+def contexts_of(index: int) -> TopContexts:
+    found = []
+    for place, text in enumerate(TEXTS):
+        tokens = tuple(f" {word}" for word in text.format(WORDS[index]).split())
+        peak = tokens.index(f" {WORDS[index]}")
+        values = [0.0] * len(tokens)
+        values[peak] = 9.0 - place
+        found.append(
+            Context(
+                tokens=tokens, token_ids=tuple(range(len(tokens))), activations=tuple(values), peak=peak,
+                source_id=f"{index}-{place}",
+            )
+        )  # fmt: skip
+    return TopContexts(
+        feature=a.feature(index), contexts=tuple(found), n_tokens_seen=1000, density=0.01, max_activation=9.0,
+        histogram=None,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    """Six features with contexts; a higher index has a higher concept score."""
+    url = f"sqlite:///{tmp_path / 'found.db'}"
+    engine = make_engine(url)
+    upgrade(engine)
+    a.catalogue(engine)
+    with writing(engine) as session:
+        store.save_top_contexts(session, [contexts_of(index) for index in range(len(WORDS))], run_id=a.RUN)
+        scores = [a.concept_score(index, gap=0.1 + index / 10) for index in range(len(WORDS))]
+        store.save_concept_scores(session, scores, run_id=a.RUN)
+    engine.dispose()
+    return url
+
+
+def explainer(call: Call) -> Act:
+    if call.asked == "Say hello.":
+        return Say("hello")
+    (feature,) = json.loads(call.asked)["features"]
+    marked = next(piece for piece in feature["active"][0] if isinstance(piece, list))
+    said = {"explanations": [{"id": "A", "explanation": f"the word {marked[0].strip()}"}]}
+    return Say(json.dumps(said), prompt_tokens=100, completion_tokens=10)
+
+
+def judge(call: Call) -> Act:
+    if call.asked == "Say hello.":
+        return Say("hello")
+    (feature,) = json.loads(call.asked)["features"]
+    word = feature["description"].split()[-1]
+    texts = []
+    for text in feature["texts"]:
+        by_token = "tokens" in text
+        hits = [int(n) for n, piece in text["tokens" if by_token else "segments"].items() if word in piece.split()]
+        texts.append({"id": text["id"], "active": [{"token": n, "level": 8} for n in hits] if by_token else hits})
+    return Say(json.dumps({"texts": texts}), prompt_tokens=100, completion_tokens=10)
+
+
+def word_of(call: Call) -> str:
+    return next((word for word in WORDS if f" {word}" in call.asked), "")
+
+
+def safe_sail(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def report(*words: str) -> dict[str, Any]:
+    done = safe_sail(*words, "--json")
+    assert done.exit_code == 0, (done.output, done.exception)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def by_llm(server: LlmServer, database: str, *more: str, command: str = "explain-features") -> list[str]:
+    who = "llm" if command == "explain-features" else "m"
+    return [command, "--database", database, "--explainer", who, "--base-url", server.url, "--model", "m", *more]
+
+
+def explanations(database: str, explainer: str = "m") -> dict[int, Explanation]:
+    found = {}
+    with reading(make_engine(database, read_only=True)) as session:
+        for index in range(len(WORDS)):
+            kept = [
+                k.record for k in store.load_explanations(session, a.feature(index)) if k.record.explainer == explainer
+            ]
+            assert len(kept) <= 1, "none twice"
+            if kept:
+                found[index] = kept[0]
+    return found
+
+
+def ledger(database: str, stage: Stage = Stage.EXPLAIN) -> list[LedgerEntry]:
+    with reading(make_engine(database, read_only=True)) as session:
+        entries = [kept.record for index in range(len(WORDS)) for kept in store.load_ledger(session, a.feature(index))]
+    return [one for one in entries if one.stage is stage]
+
+
+def n_runs(database: str) -> int:
+    with reading(make_engine(database, read_only=True)) as session:
+        return len(store.list_runs(session))
+
+
+# explain
+
+
+def test_the_best_features_are_explained_first_and_none_is_asked_for_twice(database: str):
+    with LlmServer(explainer) as server:
+        first = report(*by_llm(server, database, "--limit", "2"))
+        asked = [call for call in server.calls if call.asked != "Say hello."]
+        assert [word_of(call) for call in asked] == ["steal", "hack"]
+        rest = report(*by_llm(server, database))
+        again = report(*by_llm(server, database))
+        n_calls = len(server.calls)
+    assert (first["explained"], rest["explained"], rest["there_before"]) == (2, 4, 2)
+    assert (again["explained"], again["there_before"], again["attempts"]) == (0, 6, 0)
+    assert n_calls == 6 + 2 * 2, "one request a feature, two to probe the endpoint in each run that asks"
+    assert {index: one.text for index, one in explanations(database).items()} == {
+        index: f"the word {word}" for index, word in enumerate(WORDS)
+    }
+    assert {(one.prompt_tokens, one.completion_tokens, one.attempts, one.cost) for one in ledger(database)} == {
+        (100, 10, 1, None)
+    }, "a price that nobody knows is no price of zero"
+
+
+def test_the_explainer_sees_every_second_context_and_the_judge_the_others(database: str):
+    shown: dict[str, set[str]] = {}
+
+    def both(call: Call) -> Act:
+        if call.asked != "Say hello.":
+            (feature,) = json.loads(call.asked)["features"]
+            kind = "texts" if "texts" in feature else "active"
+            texts = {json.dumps(text) for text in feature[kind]}
+            found = {text for text in TEXTS if any(all(w in t for w in text.replace("{} ", "").split()) for t in texts)}
+            shown.setdefault(kind, set()).update(found)
+        return judge(call) if "texts" in call.asked else explainer(call)
+
+    with LlmServer(both) as server:
+        report(*by_llm(server, database))
+        report(*by_llm(server, database, command="judge-explanations"))
+    assert shown["active"] == {TEXTS[0], TEXTS[2], TEXTS[4]}
+    assert shown["texts"] == {TEXTS[1], TEXTS[3], TEXTS[5]}
+
+
+def faulty(call: Call) -> Act:
+    """Each word its own fault; 429 and 500 pass, as does one answer of a wrong form."""
+    good = explainer(call)
+    faults: dict[str, Act] = {
+        "kill": Status(429, (("retry-after", "0"),)) if call.nth < 2 else good,
+        "bomb": Status(500) if call.nth < 1 else good,
+        "poison": Say('{"explanations": [{"id": "A", "expl'),
+        "stab": Say('{"features": []}', prompt_tokens=100) if call.nth < 1 else good,
+        "hack": Status(400),
+        "steal": Say("x", finish_reason="length"),
+    }
+    return faults.get(word_of(call), good)
+
+
+def test_every_feature_ends_explained_or_failed_with_its_reason(database: str):
+    with LlmServer(faulty) as server:
+        found = report(*by_llm(server, database))
+    assert found["explained"] == 3
+    assert found["failed"] == {"invalid_reply": 1, "request_refused": 1, "truncated": 1}
+    assert set(explanations(database)) == {0, 1, 3}
+    entries = {one.feature.index: one for one in ledger(database)}
+    assert len(ledger(database)) == 6
+    assert {index: one.reason for index, one in entries.items()} == {
+        0: None, 1: None, 2: "invalid_reply", 3: None, 4: "request_refused", 5: "truncated",
+    }  # fmt: skip
+    assert entries[2].raw == '{"explanations": [{"id": "A", "expl'
+    assert (entries[0].attempts, entries[3].attempts, entries[3].prompt_tokens) == (3, 2, 200)
+    assert entries[1].assumed_tokens > 0, "a 500 may be billed"
+    with LlmServer(explainer) as server:
+        second = report(*by_llm(server, database))
+        assert (second["explained"], second["failed_before"]) == (1, 2), "only what may end differently is asked again"
+        third = report(*by_llm(server, database, "--retry-failed"))
+        assert (third["explained"], third["there_before"], third["failed_before"]) == (2, 4, 0)
+    assert len(explanations(database)) == 6
+
+
+def test_a_budget_ends_the_rest_as_failures_and_a_larger_one_goes_on(database: str):
+    def dear(call: Call) -> Act:
+        good = explainer(call)
+        return good._replace(prompt_tokens=1500) if isinstance(good, Say) and word_of(call) else good
+
+    with LlmServer(dear) as server:
+        found = report(*by_llm(server, database, "--budget-tokens", "9000", "--in-flight", "1"))
+        assert server.prompt_tokens + server.completion_tokens <= 9000
+        assert 0 < found["failed"]["budget_exhausted"] < 6
+        assert found["explained"] + found["failed"]["budget_exhausted"] == 6
+        rest = report(*by_llm(server, database))
+    assert rest["explained"] == found["failed"]["budget_exhausted"]
+    assert rest["failed_before"] == 0
+    assert len(explanations(database)) == 6
+
+
+def test_a_known_price_is_kept_and_limits(database: str, tmp_path: Path):
+    table = tmp_path / "prices.yaml"
+    table.write_text(
+        "127.0.0.1: {m: {input: '10', output: '100', batch_factor: null, as_of: 2026-11-01, source: a test}}"
+    )
+    with LlmServer(explainer) as server:
+        words = by_llm(server, database, "--prices", str(table), "--budget-money", "1")
+        planned = safe_sail(*words, "--dry-run")
+        assert "US dollars" in planned.stdout
+        found = report(*words)
+    # 100 prompt tokens at 10 and 10 answered ones at 100 dollars a million: 0.002 a feature
+    assert {one.cost for one in ledger(database)} == {0.002}
+    assert 6 * 0.002 <= found["cost"] <= 6 * 0.002 + 0.01, "the probes cost something too"
+
+
+def test_a_dry_run_asks_and_writes_nothing(database: str):
+    before = n_runs(database)
+    with LlmServer(explainer) as server:
+        for words in (by_llm(server, database), by_llm(server, database, command="judge-explanations")):
+            done = safe_sail(*words, "--dry-run")
+            assert done.exit_code == 0
+            assert "the price is unknown" in done.stdout
+        assert "6 requests" in safe_sail(*by_llm(server, database), "--dry-run").stdout
+    assert server.calls == []
+    assert n_runs(database) == before
+
+
+def test_what_cannot_run_says_why_and_leaves_no_trace(database: str, tmp_path: Path):
+    before = n_runs(database)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        down = LlmServer(explainer, url=f"http://127.0.0.1:{closed.getsockname()[1]}/v1")
+    words = by_llm(down, database)
+    for more, error, says in (
+        ([], EndpointUnreachable, "m at http"),
+        (["--budget-tokens", "0"], BadSettings, "budget_tokens must be above 0"),
+        (["--budget-money", "0"], BadSettings, "budget_money must be above 0"),
+        (["--budget-money", "1"], PriceUnknown, "budget in tokens"),
+        (["--sae", "nope"], BadInput, "`nope` has no contexts"),
+        (["--explainer", "magic"], BadInput, "expected lexical or llm"),
+        (["--database", f"sqlite:///{tmp_path / 'missing.db'}"], SchemaOutOfDate, "holds no schema"),
+    ):
+        done = safe_sail(*words, *more)
+        assert isinstance(done.exception, error), done.exception
+        assert says in str(done.exception)
+    assert (n_runs(database), explanations(database), ledger(database)) == (before, {}, [])
+    assert not (tmp_path / "missing.db").exists()
+
+
+def test_the_key_comes_from_the_environment_and_is_kept_nowhere(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SAFE_SAIL_LLM_KEY", "sk-very-secret")
+    with LlmServer(explainer) as server:
+        report(*by_llm(server, database))
+    assert {call.headers["authorization"] for call in server.calls} == {"Bearer sk-very-secret"}
+    for path in tmp_path.iterdir():
+        assert b"sk-very-secret" not in path.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_ended_loses_nothing_that_came(database: str, how: signal.Signals):
+    held = Counter[str]()
+
+    def slow(call: Call) -> Act:
+        held[word_of(call)] += 1
+        good = explainer(call)
+        is_late = isinstance(good, Say) and sum(held[word] > 0 for word in WORDS) > 3
+        return good._replace(seconds=30.0) if is_late and isinstance(good, Say) else good
+
+    with LlmServer(slow) as server:
+        command = [sys.executable, "-m", "scripts.main", *by_llm(server, database, "--in-flight", "1")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            limit = time.monotonic() + 100
+            while len(explanations(database)) < 3:
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                assert time.monotonic() < limit
+                time.sleep(0.05)
+            process.send_signal(how)
+            out, _ = process.communicate(timeout=60)
+    assert process.returncode == (CRASHED if how is signal.SIGKILL else 130)
+    if how is signal.SIGINT:
+        assert b"interrupted; what came is kept" in out
+    with LlmServer(explainer) as server:
+        rest = report(*by_llm(server, database))
+        assert {word_of(call) for call in server.calls} - {""} == set(WORDS[:3]), "what is there is not asked again"
+    assert (rest["explained"], rest["there_before"]) == (3, 3)
+    assert len(ledger(database)) == len(explanations(database)) == 6
+
+
+# judge
+
+
+@pytest.mark.parametrize("method", list(JudgeMethod))
+def test_explanations_are_judged_once_beside_their_control(database: str, method: JudgeMethod):
+    with LlmServer(explainer) as server:
+        report(*by_llm(server, database))
+    with LlmServer(judge) as server:
+        words = by_llm(server, database, "--method", str(method), command="judge-explanations")
+        part = report(*words, "--limit", "4")
+        n_first = len(server.calls)
+        rest = report(*words)
+        again = report(*words)
+    assert (part["judged"], rest["judged"], rest["there_before"], again["judged"]) == (4, 2, 4, 0)
+    assert n_first == 2 + 4 + 4, "two probes, four controls, four explanations"
+    assert len(server.calls) == n_first + 2 + 2, "two probes and two explanations: the control is known"
+    with reading(make_engine(database, read_only=True)) as session:
+        scores = [store.load_explanation_scores(session, a.feature(index)) for index in range(len(WORDS))]
+    assert [len(kept) for kept in scores] == [1] * 6
+    for (kept,) in scores:
+        assert kept.record.method is method
+        # the judge at the server gives every active token level 8; the true ones run from 4 to 9
+        assert kept.record.score.value > (0.9 if method is JudgeMethod.TOKEN_SIMULATION else 0.99)
+        assert kept.record.control.value < 0.1
+        assert kept.record.control.n == 4
+    assert {(one.reason, one.attempts, one.prompt_tokens, one.method) for one in ledger(database, Stage.JUDGE)} == {
+        (None, 1, 100, method)
+    }
+
+
+def test_judging_that_fails_is_a_failure_with_its_reason(database: str):
+    with LlmServer(explainer) as server:
+        report(*by_llm(server, database))
+
+    def some(call: Call) -> Act:
+        if "the word kill" in call.asked and " kill" in call.asked.replace("the word kill", ""):
+            return Say('{"texts":[{"id":1,"active":[]}]}')
+        if "the word bomb" in call.asked and " bomb" in call.asked.replace("the word bomb", ""):
+            return Cut() if call.nth < 1 else judge(call)
+        return judge(call)
+
+    with LlmServer(some) as server:
+        found = report(*by_llm(server, database, command="judge-explanations"))
+    assert (found["judged"], found["failed"]) == (5, {"invalid_reply": 1})
+    (failed,) = (one for one in ledger(database, Stage.JUDGE) if one.reason)
+    assert (failed.feature.index, failed.raw) == (0, '{"texts":[{"id":1,"active":[]}]}')
+
+
+@pytest.mark.parametrize("method", list(JudgeMethod))
+def test_lexical_explanations_are_written_and_judged_without_asking_anyone(database: str, method: JudgeMethod):
+    words = ["--database", database]
+    assert report("explain-features", *words)["explained"] == 6
+    assert all(WORDS[index] in one.text for index, one in explanations(database, "lexical").items())
+    found = report("judge-explanations", *words, "--method", str(method))
+    assert (found["judged"], found["failed"], found["cost"]) == (6, {}, 0.0)
+    assert report("judge-explanations", *words, "--method", str(method))["there_before"] == 6
+    with reading(make_engine(database, read_only=True)) as session:
+        (kept,) = store.load_explanation_scores(session, a.feature(0))
+    assert kept.record.score.value > 0.9 > 0.5 > kept.record.control.value
+
+
+def test_a_lexical_explanation_from_other_contexts_is_not_simulated(database: str):
+    engine = make_engine(database)
+    with writing(engine) as session:
+        store.save_explanations(session, [a.explanation(0, 'fires on "kill" (of more contexts)')], run_id=a.RUN)
+    engine.dispose()
+    found = report("judge-explanations", "--database", database)
+    assert (found["judged"], found["failed"]) == (0, {"contexts_not_kept": 1})
