@@ -80,7 +80,8 @@ def _print_evaluation(evaluation: DirectionEvaluation) -> None:
     for cost in evaluation.utility:
         if cost.intervention != "none":
             print(
-                f"{cost.texts:18} {cost.intervention:16} cross-entropy {cost.cross_entropy:.3f}, {_signed(cost.increase)}"
+                f"{cost.texts:18} {cost.intervention:16} cross-entropy {cost.cross_entropy:.3f}, "
+                f"{_signed(cost.increase)}"
             )
     print(f"{'harmless held out':18} {'ablation':16} KL {_interval(evaluation.kl)} nats")
     gap = evaluation.weights_note if evaluation.weights_gap is None else f"off by {evaluation.weights_gap:.1e} logits"
