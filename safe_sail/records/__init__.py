@@ -1,0 +1,66 @@
+"""Every result that leaves the library: frozen, keyword-only, validated, without torch.
+
+A record is what a paper's table would hold: it can be stored, served and compared without the model that made it.
+Numbers that were estimated are an `Estimate`: they carry their n and their interval.
+"""
+
+from safe_sail.records.basics import Estimate, RunInfo
+from safe_sail.records.directions import (
+    Direction,
+    DirectionCandidate,
+    DirectionEvaluation,
+    DirectionReading,
+    DirectionSearch,
+    DirectionSelection,
+    DirectionTrial,
+    FeatureAlignment,
+    HeadAttribution,
+    RankEffect,
+    RefusalToken,
+    ReplyShares,
+    SaeReading,
+    SuffixStudy,
+    UtilityCost,
+)
+from safe_sail.records.features import Context, Explanation, ExplanationScore, Histogram, JudgeMethod, TopContexts
+from safe_sail.records.published import FeatureTags, PublishedScore
+from safe_sail.records.scoring import ConceptScore, SaeFacts, SaeRanking, SaeScore, SaeSpecificity, highest_first
+from safe_sail.records.subjects import Concept, FeatureId, ModelRef, SaeRef
+
+__all__ = [
+    "Concept",
+    "ConceptScore",
+    "Context",
+    "Direction",
+    "DirectionCandidate",
+    "DirectionEvaluation",
+    "DirectionReading",
+    "DirectionSearch",
+    "DirectionSelection",
+    "DirectionTrial",
+    "Estimate",
+    "Explanation",
+    "ExplanationScore",
+    "FeatureAlignment",
+    "FeatureId",
+    "FeatureTags",
+    "HeadAttribution",
+    "Histogram",
+    "JudgeMethod",
+    "ModelRef",
+    "PublishedScore",
+    "RankEffect",
+    "RefusalToken",
+    "ReplyShares",
+    "RunInfo",
+    "SaeFacts",
+    "SaeRanking",
+    "SaeReading",
+    "SaeRef",
+    "SaeScore",
+    "SaeSpecificity",
+    "SuffixStudy",
+    "TopContexts",
+    "UtilityCost",
+    "highest_first",
+]
