@@ -17,10 +17,22 @@ from scripts.find_refusal_direction import _file_texts, find_refusal_direction
 def test_the_command_finds_keeps_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     database = f"sqlite:///{tmp_path / 'x.db'}"
     find_refusal_direction(
-        model="aligned", harmful_file=None, harmless_file=None, estimator=["projected"], refusal_token=None,
-        system=None, n_train=64, n_validation=24, n_evaluate=12, score_all=False, out=tmp_path / "figures",
-        database=database, seed=3, device="cpu", as_json=True,
-    )  # fmt: skip
+        model="aligned",
+        harmful_file=None,
+        harmless_file=None,
+        estimator=["projected"],
+        refusal_token=None,
+        system=None,
+        n_train=64,
+        n_validation=24,
+        n_evaluate=12,
+        score_all=False,
+        out=tmp_path / "figures",
+        database=database,
+        seed=3,
+        device="cpu",
+        as_json=True,
+    )
     said = json.loads(capsys.readouterr().out)
     assert said["search"]["outcome"] == "single"
     assert said["search"]["direction"]["site"].startswith("resid_pre.")
