@@ -40,7 +40,7 @@ COMMANDS: dict[str, CommandRow] = {
         "scripts.explain_features", "explain_features", "Explain features by a language model or their words."
     ),
     "judge-explanations": CommandRow(
-        "scripts.judge_explanations", "judge_explanations", "Score explanations on contexts kept from their explainer."
+        "scripts.judge_explanations", "judge_explanations", "Score explanations on held-out contexts in which features fire."
     ),
     "train-organism": CommandRow("scripts.train_organism", "train_organism", "Rebuild the model organism, checked."),
 }
