@@ -40,7 +40,9 @@ COMMANDS: dict[str, CommandRow] = {
         "scripts.explain_features", "explain_features", "Explain features by a language model or their words."
     ),
     "judge-explanations": CommandRow(
-        "scripts.judge_explanations", "judge_explanations", "Score explanations on held-out contexts in which features fire."
+        "scripts.judge_explanations",
+        "judge_explanations",
+        "Score explanations on held-out contexts that fire.",
     ),
     "train-organism": CommandRow("scripts.train_organism", "train_organism", "Rebuild the model organism, checked."),
 }

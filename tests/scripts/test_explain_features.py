@@ -232,6 +232,22 @@ def test_a_budget_ends_the_rest_as_failures_and_a_larger_one_goes_on(database: s
     assert len(explanations(database)) == 6
 
 
+@pytest.mark.parametrize("explainer_name", ["lexical", "llm"])
+def test_a_feature_that_never_fired_fails_without_a_question(database: str, explainer_name: str):
+    silent = TopContexts(
+        feature=a.feature(7), contexts=(), n_tokens_seen=9, density=0.0, max_activation=0.0, histogram=None
+    )
+    engine = make_engine(database)
+    with writing(engine) as session:
+        store.save_top_contexts(session, [silent], run_id=a.RUN)
+    engine.dispose()
+    with LlmServer(explainer) as server:
+        words = [explainer_name if word == "llm" else word for word in by_llm(server, database)]
+        found, again = report(*words), report(*words)
+    assert (found["explained"], found["failed"]) == (6, {"no_prompt": 1})
+    assert (again["there_before"], again["failed_before"]) == (6, 1)
+
+
 def test_a_known_price_is_kept_and_limits(database: str, tmp_path: Path):
     table = tmp_path / "prices.yaml"
     table.write_text(
@@ -370,6 +386,26 @@ def test_judging_that_fails_is_a_failure_with_its_reason(database: str):
     assert (found["judged"], found["failed"]) == (5, {"invalid_reply": 1})
     (failed,) = (one for one in ledger(database, Stage.JUDGE) if one.reason)
     assert (failed.feature.index, failed.raw) == (0, '{"texts":[{"id":1,"active":[]}]}')
+
+
+def test_a_budget_ends_judging_with_reasons_and_answers_in_the_cache_cost_nothing(database: str, tmp_path: Path):
+    with LlmServer(explainer) as server:
+        report(*by_llm(server, database))
+
+    def dear(call: Call) -> Act:
+        good = judge(call)
+        return good._replace(prompt_tokens=1200) if isinstance(good, Say) and word_of(call) else good
+
+    with LlmServer(dear) as server:
+        words = by_llm(server, database, "--cache", str(tmp_path / "answers"), command="judge-explanations")
+        part = report(*words, "--budget-tokens", "12000", "--in-flight", "1")
+        assert server.prompt_tokens + server.completion_tokens <= 12000
+        assert set(part["failed"]) == {"budget_exhausted"}
+        assert part["judged"] + part["failed"]["budget_exhausted"] == 6
+        rest = report(*words)
+        asked = [json.dumps(call.body) for call in server.calls if word_of(call)]
+    assert rest["judged"] == part["failed"]["budget_exhausted"]
+    assert len(asked) == len(set(asked)) == 6 + 6, "six explanations and six controls, none twice"
 
 
 @pytest.mark.parametrize("method", list(JudgeMethod))
