@@ -299,7 +299,9 @@ def _simulated(
         return NotJudged(feature, reason, message, None, llm_runs.FREE)
 
     if feature not in words:
-        return failed(llm_runs.NOT_KEPT, "its random contexts are not in the database; the command that wrote it judged it.")
+        return failed(
+            llm_runs.NOT_KEPT, "its random contexts are not in the database; the command that wrote it judged it."
+        )
     others = [other for place, other in words.items() if place != feature]
     if not others:
         return failed(NO_CONTROL, "there is no explanation of another feature to compare with.")
