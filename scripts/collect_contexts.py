@@ -5,14 +5,12 @@ safe-sail collect-contexts --model MODEL --sae FOLDER --corpus texts.jsonl --fea
 """
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from sqlalchemy import Engine
 from tqdm import tqdm
@@ -22,33 +20,29 @@ from db.engine import make_engine, writing
 from db.migrate import upgrade
 from safe_sail.data.corpus import Document, corpus_batches, read_documents
 from safe_sail.data.saved_state import load_state, save_state
-from safe_sail.errors import BadInput, SaeWidthMismatch
+from safe_sail.errors import BadInput
 from safe_sail.features.context_buffers import ContextBuffers
 from safe_sail.features.context_state import State, buffers_of, state_of
 from safe_sail.features.contexts import Collected, collected, fill_buffers, numbered
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.load import load_model
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.organism.grammar import documents
-from safe_sail.organism.load import organism_path, organism_sae_paths
 from safe_sail.provenance import finish_run, start_run
-from safe_sail.records import ModelRef, RunInfo
+from safe_sail.records import RunInfo
 from safe_sail.sae.handle import SAEHandle
-from safe_sail.sae.load import load_sae
 from safe_sail.settings import ContextSettings
 from scripts.options import DEFAULT_DATABASE, DatabaseUrl, Device, Seed
+from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, load_handle, load_saes, save_subjects
 
 DEFAULTS = ContextSettings()
 N_AT_ONCE = 256
 """Features saved in one transaction: about a megabyte, and a kill loses no more than the last one."""
-DIMS = ("n_layers", "n_heads", "d_head", "d_model", "d_mlp", "d_vocab")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def collect_contexts(
-    model: Annotated[str | None, typer.Option(help="Model folder or hub name; the organism's if absent.")] = None,
-    model_id: Annotated[str | None, typer.Option(help="What SAEs call the model; its own name if absent.")] = None,
-    sae: Annotated[list[str] | None, typer.Option(help="SAE folder or registry name; may be given again.")] = None,
+    model: ModelName = None,
+    model_id: ModelId = None,
+    sae: SaeNames = None,
     corpus: Annotated[Path | None, typer.Option(help=".txt, .jsonl or .parquet file, or a folder of them.")] = None,
     text_field: Annotated[str, typer.Option(help="Where .jsonl and .parquet files hold the text.")] = "text",
     features: Annotated[str | None, typer.Option(help="Features of every SAE, as 0-99,512; all if absent.")] = None,
@@ -61,12 +55,12 @@ def collect_contexts(
     batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = DEFAULTS.batch_size,
     seed: Seed = 0,
     device: Device = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; of the model.")] = "float32",
+    dtype: Dtype = "float32",
 ) -> None:
     """Collect what SAE features fire on, and store it."""
     settings = ContextSettings(n_documents=n_documents, n_contexts=n_contexts, window=window, batch_size=batch_size)
-    handle = _load_model(model, model_id, device, dtype)
-    saes = _load_saes(sae, handle, device)
+    handle = load_handle(model, model_id, device=device, dtype=dtype)
+    saes = load_saes(sae, handle, device=device)
     chosen = {one.ref.slug: parse_features(features, one) for one in saes}
     batches = _batches(_documents(corpus, text_field, settings, seed), handle, saes, settings)
     job = {
@@ -82,7 +76,7 @@ def collect_contexts(
     engine = make_engine(database)
     upgrade(engine)
     run = start_run("collect-contexts", settings=job, seed=seed, device=str(handle.device))
-    _save_subjects(engine, run, handle, saes, source=model or "the embedded organism")
+    save_subjects(engine, run, handle, saes, source=model or "the embedded organism")
     _fill(buffers, handle, saes, batches, state=state, save_every=save_every, job=job)
     n_features = sum(map(len, chosen.values()))
     n_fired = _save_contexts(engine, run, collected(buffers, handle.tokenizer), n_features)
@@ -113,36 +107,7 @@ def parse_features(text: str | None, sae: SAEHandle) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-# load
-
-
-def _load_model(name: str | None, model_id: str | None, device: str, dtype: str) -> HookedModel:
-    if dtype not in DTYPES:
-        raise BadInput(f"--dtype: expected one of {', '.join(DTYPES)}; got {dtype!r}.")
-    if name is None:
-        name, model_id = str(organism_path("aligned")), model_id or "organism-aligned"
-    return load_model(name, device=device, dtype=DTYPES[dtype], model_id=model_id)
-
-
-def _load_saes(names: Sequence[str] | None, model: HookedModel, device: str) -> list[SAEHandle]:
-    if names is None:
-        given: dict[str | Path, str | None] = {path: slug for slug, path in organism_sae_paths().items()}
-    else:
-        given = dict.fromkeys(names)
-    saes = []
-    for name, slug in tqdm(given.items(), desc="loading SAEs", leave=False, disable=None):
-        sae = load_sae(name, slug=slug, device=device, expect_model_id=model.model_id)
-        shape = model.site_shape(sae.site)
-        width = shape[-1] if sae.form.head is not None else math.prod(shape)
-        if width != sae.d_in:
-            raise SaeWidthMismatch(
-                f"`{sae.site}` of {model.model_id} is {width} wide, SAE {sae.ref.slug} expects {sae.d_in}."
-            )
-        saes.append(sae)
-    slugs = [sae.ref.slug for sae in saes]
-    if not saes or len(set(slugs)) < len(slugs):
-        raise BadInput(f"expected SAEs with different names, at least one; got {', '.join(slugs) or 'none'}.")
-    return saes
+# corpus
 
 
 def _batches(
@@ -241,17 +206,6 @@ def _save_state(folder: Path, buffers: ContextBuffers, job: dict[str, Any]) -> N
 
 
 # save
-
-
-def _save_subjects(engine: Engine, run: RunInfo, model: HookedModel, saes: Sequence[SAEHandle], source: str) -> None:
-    sizes = {name: getattr(model.dims, name) for name in DIMS}
-    ref = ModelRef(model_id=model.model_id, architecture=model.architecture.class_name, source=source, **sizes)
-    with writing(engine) as session:
-        store.save_run(session, run)
-        store.save_model(session, ref, run_id=run.run_id)
-        for sae in saes:
-            # an SAE may know its model by another of its names
-            store.save_sae(session, replace(sae.ref, model_id=model.model_id), run_id=run.run_id)
 
 
 def _save_contexts(engine: Engine, run: RunInfo, found: Iterator[Collected], n_features: int) -> int:

@@ -21,16 +21,13 @@ from safe_sail.features.baseline import Explained, explain_lexically
 from safe_sail.features.contexts import Collected, collect_contexts
 from safe_sail.features.score import ConceptSplits, SaeConceptResult, score_saes
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.load import load_model
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.organism.concept_data import concept_dataset, organism_concepts
 from safe_sail.organism.grammar import documents
-from safe_sail.organism.load import organism_path, organism_sae_paths
 from safe_sail.provenance import finish_run, start_run
-from safe_sail.records import ModelRef, RunInfo, SaeFacts
+from safe_sail.records import RunInfo, SaeFacts
 from safe_sail.sae.facts import measure_facts
 from safe_sail.sae.handle import SAEHandle
-from safe_sail.sae.load import load_sae
 from safe_sail.settings import ContextSettings, DemoSettings
 from scripts.demo_report import print_report
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
@@ -51,13 +48,10 @@ def demo(
     settings = DemoSettings(n_features=n_features)
     engine = make_engine(database)
     upgrade(engine)
-    model = load_model(organism_path("aligned"), device=device, dtype=torch.float32, model_id="organism-aligned")
-    saes = [
-        load_sae(path, slug=slug, device=device, expect_model_id=model.model_id, d_site=model.dims.d_model)
-        for slug, path in _watched(organism_sae_paths().items(), "loading SAEs")
-    ]
+    model = load_handle(None, None, device=device, dtype="float32")
+    saes = load_saes(None, model, device=device)
     run = start_run("demo", settings=asdict(settings), seed=seed, device=str(model.device))
-    _save_subjects(engine, run, model, saes)
+    save_subjects(engine, run, model, saes, organism_concepts(), source="the embedded organism")
     facts = _measure(engine, run, model, saes, settings.contexts)
     results = _score(engine, run, model, saes, settings)
     explained, collected = _explain(engine, run, model, saes, results, settings)
@@ -67,27 +61,6 @@ def demo(
         store.finish_run(session, run.run_id, done.finished)
     engine.dispose()
     print_report(facts, [r.score for r in results], explained, collected, database=database, as_json=as_json)
-
-
-def _save_subjects(engine: Engine, run: RunInfo, model: HookedModel, saes: Sequence[SAEHandle]) -> None:
-    dims = model.dims
-    ref = ModelRef(
-        model_id=model.model_id,
-        architecture=model.architecture.class_name,
-        n_layers=dims.n_layers,
-        n_heads=dims.n_heads,
-        d_head=dims.d_head,
-        d_model=dims.d_model,
-        d_mlp=dims.d_mlp,
-        d_vocab=dims.d_vocab,
-        source="the embedded organism",
-    )
-    with writing(engine) as session:
-        store.save_run(session, run)
-        store.save_model(session, ref, run_id=run.run_id)
-        store.save_concepts(session, organism_concepts(), run_id=run.run_id)
-        for sae in saes:
-            store.save_sae(session, sae.ref, run_id=run.run_id)
 
 
 def _document_batches(model: HookedModel, n: int, settings: ContextSettings, seed: int) -> Iterator[TokenBatch]:
@@ -130,6 +103,8 @@ def _score(
         with writing(engine) as session:
             store.save_sae_scores(session, [result.score], run_id=run.run_id)
             store.save_concept_scores(session, result.features, run_id=run.run_id)
+            if result.specificity is not None:
+                store.save_sae_specificity(session, result.specificity, run_id=run.run_id)
         results.append(result)
     return results
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -96,4 +97,5 @@ def save_subjects(
         store.save_model(session, ref, run_id=run.run_id)
         store.save_concepts(session, concepts, run_id=run.run_id)
         for sae in saes:
-            store.save_sae(session, sae.ref, run_id=run.run_id)
+            # An SAE whose metadata is silent has just been used on this model, at a site of its width.
+            store.save_sae(session, replace(sae.ref, model_id=model.model_id), run_id=run.run_id)
