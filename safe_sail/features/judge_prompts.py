@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from safe_sail.errors import BadInput, JudgeError
 from safe_sail.features.lexical import SEGMENT_WORDS, words_of
-from safe_sail.features.prompts import DATA_ONLY, TOP_LEVEL, Prompt, as_json, level_of, plain
+from safe_sail.features.prompts import TOP_LEVEL, Prompt, level_of, plain
+from safe_sail.fence import DATA_ONLY, as_json
 from safe_sail.records import Context
 
 T = TypeVar("T")

@@ -19,7 +19,6 @@ from safe_sail.features.prompts import (
     FeatureSamples,
     Prompt,
     Window,
-    as_json,
     as_pieces,
     cut,
     explanation_prompt,
@@ -27,6 +26,7 @@ from safe_sail.features.prompts import (
     read_explanations,
     spread_over_levels,
 )
+from safe_sail.fence import as_json
 from safe_sail.llm.tokens import estimate_tokens
 from tests.feature_samples import HOSTILE, a_context, active_contexts, silent_contexts
 
