@@ -20,12 +20,11 @@ from safe_sail.features import explain, lexical
 from safe_sail.features.baseline import lexical_explanation, split_contexts, write_lexically
 from safe_sail.features.explain import NO_PROMPT, ExplainTask, LlmExplained, NotExplained
 from safe_sail.features.prompts import EXPLANATION_VERSION, FeatureSamples
-from safe_sail.ledger import LedgerEntry, Stage
 from safe_sail.llm.client import OpenAiClient
 from safe_sail.llm.exchange import ChatRequest
 from safe_sail.llm.pricing import PriceTable, forecast, load_prices
 from safe_sail.provenance import start_run
-from safe_sail.records import Context, Explanation, FeatureId, RunInfo, TopContexts
+from safe_sail.records import Context, Explanation, FeatureId, LedgerEntry, RunInfo, Stage, TopContexts
 from safe_sail.settings import ExplainSettings, LexicalSettings, LlmSettings
 from scripts import llm_runs
 from scripts.options import (

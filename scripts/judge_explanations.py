@@ -29,11 +29,10 @@ from safe_sail.features.judge import (
 )
 from safe_sail.features.judge import judge_explanations as judge_by_llm
 from safe_sail.features.lexical import LexicalExplanation
-from safe_sail.ledger import Stage
 from safe_sail.llm.client import OpenAiClient
 from safe_sail.llm.pricing import PriceTable, forecast, load_prices
 from safe_sail.provenance import start_run
-from safe_sail.records import Estimate, Explanation, ExplanationScore, FeatureId, JudgeMethod, RunInfo
+from safe_sail.records import Estimate, Explanation, ExplanationScore, FeatureId, JudgeMethod, RunInfo, Stage
 from safe_sail.settings import JudgeSettings, LexicalSettings, LlmSettings
 from scripts import llm_runs
 from scripts.options import (

@@ -20,10 +20,9 @@ from safe_sail.errors import BadInput
 from safe_sail.features import lexical
 from safe_sail.features.explain import NO_PROMPT
 from safe_sail.features.judge import CONSTANT, NO_CONTEXT
-from safe_sail.ledger import TEXT_LIMIT, LedgerEntry, Stage
 from safe_sail.llm.exchange import FailureReason, Spending
 from safe_sail.provenance import finish_run
-from safe_sail.records import FeatureId, JudgeMethod, RunInfo
+from safe_sail.records import LEDGER_TEXT_LIMIT, FeatureId, JudgeMethod, LedgerEntry, RunInfo, Stage
 from safe_sail.settings import DemoSettings, LlmSettings
 
 NOT_KEPT = "contexts_not_kept"
@@ -182,8 +181,8 @@ def ledger_entry(
         method=method,
         model=model,
         reason=None if reason is None else str(reason),
-        message=message[:TEXT_LIMIT],
-        raw=None if raw is None else raw[:TEXT_LIMIT],
+        message=message[:LEDGER_TEXT_LIMIT],
+        raw=None if raw is None else raw[:LEDGER_TEXT_LIMIT],
         attempts=spending.attempts,
         prompt_tokens=spending.prompt_tokens,
         completion_tokens=spending.completion_tokens,

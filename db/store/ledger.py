@@ -14,8 +14,7 @@ from db.lookup import find_feature, find_sae
 from db.store import rows
 from db.store.loading import Kept
 from db.store.saving import require_run, upsert
-from safe_sail.ledger import LedgerEntry, Stage
-from safe_sail.records import FeatureId, JudgeMethod
+from safe_sail.records import FeatureId, JudgeMethod, LedgerEntry, Stage
 
 _KEY = ("sae_key", "feature_index", "stage", "explainer", "prompt_version", "method", "run_id")
 

@@ -23,11 +23,13 @@ from safe_sail.records.directions import (
     UtilityCost,
 )
 from safe_sail.records.features import Context, Explanation, ExplanationScore, Histogram, JudgeMethod, TopContexts
+from safe_sail.records.ledger import LEDGER_TEXT_LIMIT, LedgerEntry, Stage
 from safe_sail.records.published import FeatureTags, PublishedScore
 from safe_sail.records.scoring import ConceptScore, SaeFacts, SaeRanking, SaeScore, SaeSpecificity, highest_first
 from safe_sail.records.subjects import Concept, FeatureId, ModelRef, SaeRef
 
 __all__ = [
+    "LEDGER_TEXT_LIMIT",
     "Concept",
     "ConceptScore",
     "Context",
@@ -47,6 +49,7 @@ __all__ = [
     "HeadAttribution",
     "Histogram",
     "JudgeMethod",
+    "LedgerEntry",
     "ModelRef",
     "PublishedScore",
     "RankEffect",
@@ -59,6 +62,7 @@ __all__ = [
     "SaeRef",
     "SaeScore",
     "SaeSpecificity",
+    "Stage",
     "SuffixStudy",
     "TopContexts",
     "UtilityCost",

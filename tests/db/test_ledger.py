@@ -11,8 +11,7 @@ from db.engine import reading, writing
 from db.store import Kept, features_failed, load_ledger, save_ledger_entries, save_run, save_sae
 from db.tables import Base
 from safe_sail.errors import BadRecord, NotFound
-from safe_sail.ledger import TEXT_LIMIT, LedgerEntry, Stage
-from safe_sail.records import JudgeMethod
+from safe_sail.records import LEDGER_TEXT_LIMIT, JudgeMethod, LedgerEntry, Stage
 from tests.db import builders as a
 from tests.db import strategies as some
 
@@ -123,7 +122,7 @@ def test_what_does_not_fit_is_refused(engine: Engine) -> None:
         ({"stage": Stage.JUDGE}, "judging has a method"),
         ({"method": JudgeMethod.TOKEN_SIMULATION}, "explaining has none"),
         ({"model": ""}, "names explainer, version and model"),
-        ({"raw": "x" * (TEXT_LIMIT + 1)}, "4001 characters"),
+        ({"raw": "x" * (LEDGER_TEXT_LIMIT + 1)}, "4001 characters"),
     ],
 )
 def test_entries_that_contradict_themselves_are_refused(changes: dict[str, object], says: str) -> None:

@@ -23,8 +23,7 @@ from db import store
 from db.engine import make_engine, reading, writing
 from db.migrate import upgrade
 from safe_sail.errors import BadInput, BadSettings, EndpointUnreachable, PriceUnknown, SchemaOutOfDate
-from safe_sail.ledger import LedgerEntry, Stage
-from safe_sail.records import Context, Explanation, JudgeMethod, TopContexts
+from safe_sail.records import Context, Explanation, JudgeMethod, LedgerEntry, Stage, TopContexts
 from scripts.main import app
 from tests.db import builders as a
 from tests.llm_server import Act, Call, Cut, LlmServer, Say, Status

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from safe_sail.errors import BadRecord
-from safe_sail.records import FeatureId, JudgeMethod
+from safe_sail.records.features import JudgeMethod
+from safe_sail.records.subjects import FeatureId
 
-TEXT_LIMIT = 4000
+LEDGER_TEXT_LIMIT = 4000
 """Characters of a message or of a raw answer that an entry keeps; four times the longest answer that was asked for."""
 
 
@@ -40,7 +41,7 @@ class LedgerEntry:
     message: str
     """The reason in a sentence; empty where there is none."""
     raw: str | None
-    """What came instead of a usable answer, cut to `TEXT_LIMIT` characters; None where nothing came."""
+    """What came instead of a usable answer, cut to `LEDGER_TEXT_LIMIT` characters; None where nothing came."""
     attempts: int
     """HTTP requests sent; 0 where the answer was in the cache or nobody was asked."""
     prompt_tokens: int
@@ -63,5 +64,7 @@ class LedgerEntry:
         if self.cost is not None and not (math.isfinite(self.cost) and self.cost >= 0):
             raise BadRecord(f"{self.feature}: a cost is at least 0, or None where unknown; got {self.cost}.")
         for text in (self.message, self.raw or ""):
-            if len(text) > TEXT_LIMIT:
-                raise BadRecord(f"{self.feature}: {len(text)} characters of text; a ledger entry keeps {TEXT_LIMIT}.")
+            if len(text) > LEDGER_TEXT_LIMIT:
+                raise BadRecord(
+                    f"{self.feature}: {len(text)} characters of text; a ledger entry keeps {LEDGER_TEXT_LIMIT}."
+                )
