@@ -1,9 +1,10 @@
 """What `safe-sail find-refusal-direction` prints and draws."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -20,18 +21,29 @@ from safe_sail.records import (
 )
 
 
+class Section(NamedTuple):
+    """A part of the report that an option asked for."""
+
+    plain: Any
+    """For programs."""
+    lines: Sequence[str]
+    """For people."""
+
+
 def print_report(
     search: DirectionSearch,
     evaluation: DirectionEvaluation | None,
     reading: DirectionReading | None,
     figures: list[Path],
+    more: Mapping[str, Section],
     *,
     database: str,
     as_json: bool,
 ) -> None:
-    """Prints what was found, as JSON or for people."""
+    """Prints what was found, as JSON or for people; `more` are sections by their key in the JSON."""
     if as_json:
-        print(json.dumps(_plain(search, evaluation, reading, figures)))
+        sections = {name: section.plain for name, section in more.items()}
+        print(json.dumps(_plain(search, evaluation, reading, figures) | sections))
         return
     _print_search(search)
     if evaluation is not None:
@@ -45,6 +57,8 @@ def print_report(
                 f"{sae.sae}: cosine with features {best}; rebuilt from {len(sae.rebuilt)}: {sae.rebuilt[-1]:.2f}, "
                 f"random direction {sae.rebuilt_control[-1]:.2f}"
             )
+    for section in more.values():
+        print("\n".join(section.lines))
     for path in figures:
         print(f"figure  {path}")
     print(f"kept as `{search.slug}` in {database}")

@@ -3,9 +3,11 @@
 safe-sail find-refusal-direction
 safe-sail find-refusal-direction --model base --out figures
 safe-sail find-refusal-direction --model path/to/model --harmful-file harmful.txt --harmless-file harmless.txt
+safe-sail find-refusal-direction --judge-base-url URL --judge-model MODEL --judge-budget-tokens 500000
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -23,6 +25,7 @@ from safe_sail.directions.evaluate import EvaluationTexts, evaluate_direction
 from safe_sail.directions.find import find_direction
 from safe_sail.directions.read import PromptGroup, read_direction
 from safe_sail.errors import CorpusUnreadable
+from safe_sail.evaluation.llm_judge import Said
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.load import load_model
 from safe_sail.organism.conversations import MixtureShare, draw_conversation
@@ -32,8 +35,21 @@ from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import DirectionEvaluation, DirectionReading, DirectionSearch, ModelRef, RunInfo
 from safe_sail.sae.load import load_sae
 from safe_sail.settings import DirectionSettings
+from scripts.direction_judge import Heard, judge_of, judge_replies
 from scripts.direction_report import draw_figures, print_report
-from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
+from scripts.options import (
+    DEFAULT_DATABASE,
+    AsJson,
+    DatabaseUrl,
+    Device,
+    JudgeBaseUrl,
+    JudgeBudgetMoney,
+    JudgeBudgetTokens,
+    JudgeCache,
+    JudgeModel,
+    Prices,
+    Seed,
+)
 
 
 class Texts(NamedTuple):
@@ -41,6 +57,16 @@ class Texts(NamedTuple):
 
     search: DirectionPrompts
     held_out: EvaluationTexts
+
+
+class Found(NamedTuple):
+    """What one run of the command brings."""
+
+    search: DirectionSearch
+    evaluation: DirectionEvaluation | None
+    reading: DirectionReading | None
+    heard: list[Heard]
+    """Replies of the evaluation."""
 
 
 def find_refusal_direction(
@@ -65,6 +91,12 @@ def find_refusal_direction(
     ] = DirectionSettings().n_evaluate,
     score_all: Annotated[bool, typer.Option(help="Score candidates too that an early filter rules out.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the figures, as PNG.")] = None,
+    judge_base_url: JudgeBaseUrl = None,
+    judge_model: JudgeModel = None,
+    judge_budget_tokens: JudgeBudgetTokens = None,
+    judge_budget_money: JudgeBudgetMoney = None,
+    judge_cache: JudgeCache = None,
+    prices: Prices = None,
     database: DatabaseUrl = DEFAULT_DATABASE,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -75,33 +107,55 @@ def find_refusal_direction(
         n_train=n_train, n_validation=n_validation, n_evaluate=n_evaluate, score_all=score_all, system=system,
         estimators=tuple(estimator) if estimator else DirectionSettings().estimators,
     )  # fmt: skip
+    judge = judge_of(
+        judge_base_url, judge_model, budget_tokens=judge_budget_tokens, budget_money=judge_budget_money,
+        cache=judge_cache, prices=prices,
+    )  # fmt: skip
     texts = _texts(settings, seed, harmful_file, harmless_file)
     engine = make_engine(database)
     upgrade(engine)
     handle = _load(model, device)
     run = start_run("find-refusal-direction", settings=asdict(settings), seed=seed, device=str(handle.device))
-    generator = torch.Generator().manual_seed(seed)
+    found = _find(handle, model, texts, settings, torch.Generator().manual_seed(seed), refusal_token)
+    _save(engine, run, handle, model, found.search, found.evaluation, found.reading)
+    engine.dispose()
+    more = {} if judge is None or not found.heard else {"llm_judge": judge_replies(judge, found.heard)}
+    figures = [] if out is None else draw_figures(found.search, found.evaluation, found.reading, out)
+    print_report(found.search, found.evaluation, found.reading, figures, more, database=database, as_json=as_json)
+
+
+def _find(
+    handle: HookedModel,
+    model: str,
+    texts: Texts,
+    settings: DirectionSettings,
+    generator: torch.Generator,
+    refusal_texts: list[str] | None,
+) -> Found:
+    heard: list[Heard] = []
+    evaluation, reading = None, None
     with tqdm(desc="find-refusal-direction", unit=" step", disable=None) as bar:
 
         def report(message: str) -> None:
             bar.set_postfix_str(message)
             bar.update()
 
+        def keep(prompts: str, intervention: str, replies: Sequence[str]) -> None:
+            asked = texts.held_out.harmful if prompts.startswith("harmful") else texts.held_out.harmless
+            said = tuple(Said(*pair) for pair in zip(asked, replies, strict=False))  # replies stop at n_evaluate
+            heard.append(Heard(prompts, intervention, said))
+
         search = find_direction(
             handle, texts.search, settings, slug=f"{handle.model_id.replace('/', '_')}.refusal", generator=generator,
-            refusal_texts=refusal_token, progress=report,
+            refusal_texts=refusal_texts, progress=report,
         )  # fmt: skip
-        evaluation, reading = None, None
         if search.direction is not None:
             evaluation = evaluate_direction(
-                handle, search, texts.held_out, settings, generator=generator, progress=report
+                handle, search, texts.held_out, settings, generator=generator, progress=report, on_replies=keep
             )
             report("reading")
-            reading = _read(model, handle, search, texts, settings, device, generator)
-    _save(engine, run, handle, model, search, evaluation, reading)
-    engine.dispose()
-    figures = [] if out is None else draw_figures(search, evaluation, reading, out)
-    print_report(search, evaluation, reading, figures, database=database, as_json=as_json)
+            reading = _read(model, handle, search, texts, settings, generator)
+    return Found(search, evaluation, reading, heard)
 
 
 def _load(model: str, device: str) -> HookedModel:
@@ -171,10 +225,10 @@ def _read(
     search: DirectionSearch,
     texts: Texts,
     settings: DirectionSettings,
-    device: str,
     generator: torch.Generator,
 ) -> DirectionReading:
     assert search.direction is not None
+    device = str(handle.device)
     handles = {model if model in ORGANISM_VARIANTS else "model": handle}
     if model == "aligned":
         handles["base"] = _load("base", device)

@@ -41,6 +41,13 @@ AnswerCache = Annotated[Path | None, typer.Option("--cache", help="File of answe
 InFlight = Annotated[int, typer.Option(min=1, help="Requests open at once at most; fewer after 429 answers.")]
 Timeout = Annotated[float, typer.Option(help="Seconds of one attempt at most.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask again where an answer was no use before.")]
+JudgeBaseUrl = Annotated[
+    str | None, typer.Option(help=f"OpenAI-compatible endpoint that judges replies too; its key stands in {LLM_KEY}.")
+]
+JudgeModel = Annotated[str | None, typer.Option(help="Name that this endpoint knows the judge by.")]
+JudgeBudgetTokens = Annotated[int | None, typer.Option(help="Tokens that the judge may use at most.")]
+JudgeBudgetMoney = Annotated[float | None, typer.Option(help="US dollars that the judge may cost at most.")]
+JudgeCache = Annotated[Path | None, typer.Option(help="File of the judge's answers: what it holds is not asked again.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the run would cost; ask and write nothing.")]
 
 

@@ -45,6 +45,8 @@ from safe_sail.sites import Site
 
 Progress = Callable[[str], None]
 Draw = Callable[[], Mapping[Site, Edit]]
+Listener = Callable[[str, str, Sequence[str]], None]
+"""Told the prompts' name, the intervention and its replies, in the order of the prompts."""
 
 UTILITY_DRAWS = 3
 """Random ablations behind the cross-entropy control."""
@@ -71,6 +73,10 @@ class Interventions(NamedTuple):
 
 def silent(message: str) -> None:
     """No progress report."""
+
+
+def unheard(prompts: str, intervention: str, replies: Sequence[str]) -> None:
+    """Nobody listens to the replies."""
 
 
 def basis_of(direction: Direction) -> Tensor:
@@ -115,10 +121,12 @@ def evaluate_direction(
     generator: torch.Generator,
     generation: Generation | None = None,
     progress: Progress = silent,
+    on_replies: Listener = unheard,
 ) -> DirectionEvaluation:
     """Replies, first-token metric, KL, cross-entropy and the weight edit of what a search found.
 
-    `generation` may carry another judge than the phrase judge.
+    `generation` may carry another judge than the phrase judge; `on_replies` hears every reply but those under random
+    interventions, so that a second judge can read them.
 
     Raises:
         NoDirection: the search ended with none.
@@ -132,7 +140,7 @@ def evaluate_direction(
     harmful = handle.chat_batch(list(texts.harmful)[: settings.n_evaluate], system=settings.system)
     harmless = handle.chat_batch(list(texts.harmless)[: settings.n_evaluate], system=settings.system)
     progress("replies")
-    own, replies = _replies(handle, harmful, harmless, edits, generation, settings)
+    own, replies = _replies(handle, harmful, harmless, edits, generation, settings, on_replies)
     progress("first tokens")
     first_token, kl = _first_tokens(handle, search, harmful, harmless, edits, settings, generator)
     progress("cross-entropy")
@@ -158,6 +166,7 @@ def _replies(
     edits: Interventions,
     generation: Generation,
     settings: DirectionSettings,
+    on_replies: Listener,
 ) -> tuple[list[str], list[ReplyShares]]:
     """The plain replies to harmless prompts, and all shares."""
     plan = [
@@ -171,6 +180,7 @@ def _replies(
             if name not in edits.fixed:
                 continue
             said = generate_replies(handle, batch, edits.fixed[name], generation)
+            on_replies(prompts, name, said)
             if name == "none" and batch is harmless:
                 own = said
             rank = {"none": 0, "ablation": edits.rank}.get(name, 1)

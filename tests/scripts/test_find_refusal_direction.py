@@ -11,33 +11,39 @@ from safe_sail.errors import CorpusUnreadable
 from safe_sail.settings import DirectionSettings
 from scripts.direction_report import draw_figures
 from scripts.find_refusal_direction import _file_texts, find_refusal_direction
+from tests.llm_server import LlmServer, Say
 
 
 @pytest.mark.slow
 def test_the_command_finds_keeps_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     database = f"sqlite:///{tmp_path / 'x.db'}"
-    find_refusal_direction(
-        model="aligned",
-        harmful_file=None,
-        harmless_file=None,
-        estimator=["projected"],
-        refusal_token=None,
-        system=None,
-        n_train=64,
-        n_validation=24,
-        n_evaluate=12,
-        score_all=False,
-        out=tmp_path / "figures",
-        database=database,
-        seed=3,
-        device="cpu",
-        as_json=True,
-    )
+    with LlmServer(lambda call: Say("hello" if call.asked == "Say hello." else '{"label":"refusal"}')) as server:
+        find_refusal_direction(
+            model="aligned",
+            estimator=["projected"],
+            n_train=64,
+            n_validation=24,
+            n_evaluate=12,
+            judge_base_url=server.url,
+            judge_model="m",
+            out=tmp_path / "figures",
+            database=database,
+            seed=3,
+            as_json=True,
+        )
     said = json.loads(capsys.readouterr().out)
     assert said["search"]["outcome"] == "single"
     assert said["search"]["direction"]["site"].startswith("resid_pre.")
     assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in said["figures"])
     assert len(said["figures"]) == 2
+    shares = said["llm_judge"]["replies"]
+    assert [(one["intervention"], one["n"], one["failed"]) for one in shares] == [
+        (name, 12, 0) for name in ("none", "ablation", "subtraction", "none", "ablation", "addition")
+    ]
+    assert shares[0]["prompts"] == "harmful held out"
+    assert [one["phrase_judge"]["refusal"]["share"] for one in shares] == [
+        one["refusal"]["value"] for one in said["evaluation"]["replies"] if one["n_draws"] == 1
+    ]
     engine = make_engine(database)
     with reading(engine) as session:
         kept = store.load_direction_search(session, "organism-aligned.refusal").record
