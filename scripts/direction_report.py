@@ -167,16 +167,22 @@ def _heat_map(selection: DirectionSelection, search: DirectionSearch, out: Path)
 
 
 def _cosine_curves(reading: DirectionReading, out: Path) -> Path:
+    styles = {name: "--" if "harmless" in name else "-" for name in reading.cosines}
+    return draw_curves(reading.cosines, reading.direction, out / f"{reading.direction}.cosines.png", styles)
+
+
+def draw_curves(curves: Mapping[str, Sequence[Estimate]], title: str, path: Path, styles: Mapping[str, str]) -> Path:
+    """Cosine with a direction by layer, one line with its interval for each curve, as a PNG file."""
     figure, axis = pyplot.subplots(figsize=(7, 4), constrained_layout=True)
-    for name, curve in reading.cosines.items():
-        axis.plot(range(len(curve)), [one.value for one in curve], label=name, ls="--" if "harmless" in name else "-")
+    for name, curve in curves.items():
+        axis.plot(range(len(curve)), [one.value for one in curve], label=name, ls=styles[name])
         axis.fill_between(range(len(curve)), [one.low for one in curve], [one.high for one in curve], alpha=0.2)
     axis.axhline(0, color="0.5", lw=0.5)
     axis.set_xlabel("layer (stream before it, last token)")
     axis.set_ylabel("cosine with the direction")
-    axis.set_title(reading.direction)
+    axis.set_title(title)
     axis.legend()
-    return _saved(figure, out / f"{reading.direction}.cosines.png")
+    return _saved(figure, path)
 
 
 def _rank_curve(name: str, search: DirectionSearch, out: Path) -> Path:

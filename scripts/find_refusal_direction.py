@@ -3,6 +3,7 @@
 safe-sail find-refusal-direction
 safe-sail find-refusal-direction --model base --out figures
 safe-sail find-refusal-direction --model path/to/model --harmful-file harmful.txt --harmless-file harmless.txt
+safe-sail find-refusal-direction --suffix "some words" --out figures
 safe-sail find-refusal-direction --judge-base-url URL --judge-model MODEL --judge-budget-tokens 500000
 """
 
@@ -36,7 +37,8 @@ from safe_sail.records import DirectionEvaluation, DirectionReading, DirectionSe
 from safe_sail.sae.load import load_sae
 from safe_sail.settings import DirectionSettings
 from scripts.direction_judge import Heard, judge_of, judge_replies
-from scripts.direction_report import draw_figures, print_report
+from scripts.direction_report import Section, draw_figures, print_report
+from scripts.direction_suffix import draw_suffix, require_words, study, suffix_section
 from scripts.options import (
     DEFAULT_DATABASE,
     AsJson,
@@ -91,6 +93,9 @@ def find_refusal_direction(
     ] = DirectionSettings().n_evaluate,
     score_all: Annotated[bool, typer.Option(help="Score candidates too that an early filter rules out.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the figures, as PNG.")] = None,
+    suffix: Annotated[
+        str | None, typer.Option(help="Text put behind harmful prompts: what it does to the direction.")
+    ] = None,
     judge_base_url: JudgeBaseUrl = None,
     judge_model: JudgeModel = None,
     judge_budget_tokens: JudgeBudgetTokens = None,
@@ -107,6 +112,7 @@ def find_refusal_direction(
         n_train=n_train, n_validation=n_validation, n_evaluate=n_evaluate, score_all=score_all, system=system,
         estimators=tuple(estimator) if estimator else DirectionSettings().estimators,
     )  # fmt: skip
+    require_words(suffix)
     judge = judge_of(
         judge_base_url, judge_model, budget_tokens=judge_budget_tokens, budget_money=judge_budget_money,
         cache=judge_cache, prices=prices,
@@ -116,11 +122,18 @@ def find_refusal_direction(
     upgrade(engine)
     handle = _load(model, device)
     run = start_run("find-refusal-direction", settings=asdict(settings), seed=seed, device=str(handle.device))
-    found = _find(handle, model, texts, settings, torch.Generator().manual_seed(seed), refusal_token)
+    generator = torch.Generator().manual_seed(seed)
+    found = _find(handle, model, texts, settings, generator, refusal_token)
     _save(engine, run, handle, model, found.search, found.evaluation, found.reading)
     engine.dispose()
-    more = {} if judge is None or not found.heard else {"llm_judge": judge_replies(judge, found.heard)}
+    more: dict[str, Section] = {}
     figures = [] if out is None else draw_figures(found.search, found.evaluation, found.reading, out)
+    if suffix is not None and found.search.direction is not None:
+        studied = study(handle, found.search, texts.held_out.harmful, suffix, settings, generator)
+        more["suffix"] = suffix_section(studied)
+        figures += [] if out is None else [draw_suffix(studied, out)]
+    if judge is not None and found.heard:
+        more["llm_judge"] = judge_replies(judge, found.heard)
     print_report(found.search, found.evaluation, found.reading, figures, more, database=database, as_json=as_json)
 
 

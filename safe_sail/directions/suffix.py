@@ -19,7 +19,7 @@ from torch import Tensor
 from safe_sail.directions.bootstrap import mean_estimate, resample_weights
 from safe_sail.directions.projection import unit
 from safe_sail.directions.read import N_BOOTSTRAP, depth_cosines, first_row, last_token_stream
-from safe_sail.errors import BadText
+from safe_sail.errors import BadInput, BadText
 from safe_sail.evaluation.utility import refusal_metric
 from safe_sail.model import weights
 from safe_sail.model.chat import chat_rows, post_instruction_ids
@@ -119,10 +119,19 @@ def last_token_attention(handle: HookedModel, batch: TokenBatch) -> Float[Tensor
 
 @contextmanager
 def _eager(handle: HookedModel) -> Iterator[None]:
-    """Scope in which attention weights exist: fused implementations do not compute them."""
+    """Scope in which attention weights exist: fused implementations do not compute them.
+
+    Raises:
+        BadInput: the model class cannot be switched to it; Falcon is one.
+    """
     before = handle.model.config._attn_implementation
     handle.model.set_attn_implementation("eager")
     try:
+        if handle.model.config._attn_implementation != "eager":
+            raise BadInput(
+                f"{handle.model_id}: attention weights need eager attention, and {handle.architecture.class_name} "
+                'cannot be switched to it; load it with attn_implementation="eager".'
+            )
         yield
     finally:
         handle.model.set_attn_implementation(before)
@@ -145,6 +154,7 @@ def study_suffix(
     Raises:
         BadText: the suffix has no token, or there is no prompt.
         ChatTemplateMissing: the tokenizer has no chat template.
+        BadInput: the model cannot be switched to eager attention, which alone gives weights.
     Source: Arditi et al. 2024, section 5, arXiv:2406.11717.
     """
     vector = first_row(direction)

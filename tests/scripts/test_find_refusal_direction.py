@@ -24,6 +24,7 @@ def test_the_command_finds_keeps_and_draws(tmp_path: Path, capsys: pytest.Captur
             n_train=64,
             n_validation=24,
             n_evaluate=12,
+            suffix="and the answer is",
             judge_base_url=server.url,
             judge_model="m",
             out=tmp_path / "figures",
@@ -35,7 +36,12 @@ def test_the_command_finds_keeps_and_draws(tmp_path: Path, capsys: pytest.Captur
     assert said["search"]["outcome"] == "single"
     assert said["search"]["direction"]["site"].startswith("resid_pre.")
     assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in said["figures"])
-    assert len(said["figures"]) == 2
+    assert len(said["figures"]) == 3
+    studied = said["suffix"]
+    assert studied["n_suffix_tokens"] >= 4
+    assert {len(curve) for curve in studied["cosines"].values()} == {6}
+    assert studied["cosines"]["plain"] != studied["cosines"]["suffix"]
+    assert studied["refusal_metric"]["plain"]["n"] == 12
     shares = said["llm_judge"]["replies"]
     assert [(one["intervention"], one["n"], one["failed"]) for one in shares] == [
         (name, 12, 0) for name in ("none", "ablation", "subtraction", "none", "ablation", "addition")
