@@ -31,6 +31,7 @@ from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ContextSettings, DemoSettings
 from scripts.demo_report import print_report
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
+from scripts.subjects import load_handle, load_saes, save_subjects
 
 N_FACT_DOCUMENTS = 256
 """Documents behind L0, explained variance and recovered cross-entropy: about 10,000 tokens."""
