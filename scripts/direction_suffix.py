@@ -31,16 +31,21 @@ def study(
     suffix: str,
     settings: DirectionSettings,
     generator: torch.Generator,
-) -> SuffixStudy:
-    """The study on held-out harmful prompts, one batch of them at most: their attention weights are all kept."""
+    out: Path | None,
+) -> tuple[Section, list[Path]]:
+    """The study on held-out harmful prompts and its figure, if a folder is given.
+
+    One batch of prompts at most: their attention weights are all kept.
+    """
     assert search.direction is not None
     asked = list(harmful)[: min(settings.n_evaluate, settings.batch_rows)]
     # A suffix is written after a space, as a person would write it: words then get the tokens they have inside a text.
     given = suffix if suffix[0].isspace() else f" {suffix}"
     ids = [token.token_id for token in search.refusal_tokens]
-    return study_suffix(
+    found = study_suffix(
         handle, search.direction, asked, given, refusal_ids=ids, system=settings.system, generator=generator
     )
+    return suffix_section(found), [] if out is None else [draw_suffix(found, out)]
 
 
 def suffix_section(found: SuffixStudy) -> Section:

@@ -36,9 +36,10 @@ from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import DirectionEvaluation, DirectionReading, DirectionSearch, ModelRef, RunInfo
 from safe_sail.sae.load import load_sae
 from safe_sail.settings import DirectionSettings
+from scripts.direction_calibration import calibration_of
 from scripts.direction_judge import Heard, judge_of, judge_replies
-from scripts.direction_report import Section, draw_figures, print_report
-from scripts.direction_suffix import draw_suffix, require_words, study, suffix_section
+from scripts.direction_report import draw_figures, print_report
+from scripts.direction_suffix import require_words, study
 from scripts.options import (
     DEFAULT_DATABASE,
     AsJson,
@@ -52,6 +53,16 @@ from scripts.options import (
     Prices,
     Seed,
 )
+
+SETTINGS = DirectionSettings()
+
+Suffix = Annotated[str | None, typer.Option(help="Text put behind harmful prompts: what it does to the direction.")]
+Judged = Annotated[
+    Path | None, typer.Option(help="JSON rows of prompt, response, category and verdicts: calibrates our judge.")
+]
+RefusalVerdict = Annotated[
+    list[str] | None, typer.Option(help="Column of --judged whose true says refusal; else compliance.")
+]
 
 
 class Texts(NamedTuple):
@@ -84,18 +95,14 @@ def find_refusal_direction(
     ] = None,
     refusal_token: Annotated[list[str] | None, typer.Option(help="Word that refusals begin with; else learnt.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt; none is sent unless given.")] = None,
-    n_train: Annotated[int, typer.Option(min=2, help="Training prompts of each class.")] = DirectionSettings().n_train,
-    n_validation: Annotated[
-        int, typer.Option(min=2, help="Validation prompts of each class.")
-    ] = DirectionSettings().n_validation,
-    n_evaluate: Annotated[
-        int, typer.Option(min=2, help="Held-out prompts of each class.")
-    ] = DirectionSettings().n_evaluate,
+    n_train: Annotated[int, typer.Option(min=2, help="Training prompts of each class.")] = SETTINGS.n_train,
+    n_validation: Annotated[int, typer.Option(min=2, help="Validation prompts of each class.")] = SETTINGS.n_validation,
+    n_evaluate: Annotated[int, typer.Option(min=2, help="Held-out prompts of each class.")] = SETTINGS.n_evaluate,
     score_all: Annotated[bool, typer.Option(help="Score candidates too that an early filter rules out.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the figures, as PNG.")] = None,
-    suffix: Annotated[
-        str | None, typer.Option(help="Text put behind harmful prompts: what it does to the direction.")
-    ] = None,
+    suffix: Suffix = None,
+    judged: Judged = None,
+    refusal_verdict: RefusalVerdict = None,
     judge_base_url: JudgeBaseUrl = None,
     judge_model: JudgeModel = None,
     judge_budget_tokens: JudgeBudgetTokens = None,
@@ -110,9 +117,10 @@ def find_refusal_direction(
     """Find, confirm, evaluate, read and keep the refusal direction of a model."""
     settings = DirectionSettings(
         n_train=n_train, n_validation=n_validation, n_evaluate=n_evaluate, score_all=score_all, system=system,
-        estimators=tuple(estimator) if estimator else DirectionSettings().estimators,
+        estimators=tuple(estimator) if estimator else SETTINGS.estimators,
     )  # fmt: skip
     require_words(suffix)
+    calibration = calibration_of(judged, refusal_verdict or [])
     judge = judge_of(
         judge_base_url, judge_model, budget_tokens=judge_budget_tokens, budget_money=judge_budget_money,
         cache=judge_cache, prices=prices,
@@ -126,12 +134,11 @@ def find_refusal_direction(
     found = _find(handle, model, texts, settings, generator, refusal_token)
     _save(engine, run, handle, model, found.search, found.evaluation, found.reading)
     engine.dispose()
-    more: dict[str, Section] = {}
+    more = {} if calibration is None else {"calibration": calibration}
     figures = [] if out is None else draw_figures(found.search, found.evaluation, found.reading, out)
     if suffix is not None and found.search.direction is not None:
-        studied = study(handle, found.search, texts.held_out.harmful, suffix, settings, generator)
-        more["suffix"] = suffix_section(studied)
-        figures += [] if out is None else [draw_suffix(studied, out)]
+        more["suffix"], drawn = study(handle, found.search, texts.held_out.harmful, suffix, settings, generator, out)
+        figures += drawn
     if judge is not None and found.heard:
         more["llm_judge"] = judge_replies(judge, found.heard)
     print_report(found.search, found.evaluation, found.reading, figures, more, database=database, as_json=as_json)

@@ -17,6 +17,8 @@ from tests.llm_server import LlmServer, Say
 @pytest.mark.slow
 def test_the_command_finds_keeps_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     database = f"sqlite:///{tmp_path / 'x.db'}"
+    judged = tmp_path / "judged.json"
+    judged.write_text('[{"prompt": "p", "response": "I cannot help with that.", "category": "c", "jailbreak": 0}]')
     with LlmServer(lambda call: Say("hello" if call.asked == "Say hello." else '{"label":"refusal"}')) as server:
         find_refusal_direction(
             model="aligned",
@@ -25,6 +27,7 @@ def test_the_command_finds_keeps_and_draws(tmp_path: Path, capsys: pytest.Captur
             n_validation=24,
             n_evaluate=12,
             suffix="and the answer is",
+            judged=judged,
             judge_base_url=server.url,
             judge_model="m",
             out=tmp_path / "figures",
@@ -37,6 +40,7 @@ def test_the_command_finds_keeps_and_draws(tmp_path: Path, capsys: pytest.Captur
     assert said["search"]["direction"]["site"].startswith("resid_pre.")
     assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in said["figures"])
     assert len(said["figures"]) == 3
+    assert said["calibration"][0]["agreement"]["share"] == 1
     studied = said["suffix"]
     assert studied["n_suffix_tokens"] >= 4
     assert {len(curve) for curve in studied["cosines"].values()} == {6}
