@@ -7,6 +7,7 @@
 
 import ast
 import inspect
+import sys
 import textwrap
 from functools import cache
 from types import ModuleType
@@ -68,7 +69,8 @@ def _problem(description: str) -> dict[str, Any]:
 
 def _describe_records(parts: dict[str, Any]) -> None:
     for name, part in parts.items():
-        described = _docstrings(records).get(name) or _docstrings(schemas).get(name)
+        owner = getattr(records, name, None) or getattr(schemas, name, None)
+        described = _docstrings(sys.modules[owner.__module__]).get(name) if owner is not None else None
         if described is None:
             continue
         part["description"] = described[""]

@@ -15,7 +15,7 @@ import torch
 from safe_sail.features import lexical
 from safe_sail.features.agreement import pooled_correlation
 from safe_sail.features.contexts import Collected
-from safe_sail.features.lexical import LexicalExplanation
+from safe_sail.features.lexical import LexicalExplanation, Word
 from safe_sail.records import Context, Estimate, Explanation, ExplanationScore, FeatureId, JudgeMethod
 from safe_sail.settings import LexicalSettings
 
@@ -99,12 +99,13 @@ def judge_lexically(
     method: JudgeMethod = JudgeMethod.TOKEN_SIMULATION,
 ) -> ExplanationScore | None:
     """Score of the words beside that of other features' words; None where one of the two cannot be had."""
-    score = _agreement(words, contexts, generator, method, n_resamples=1000)
+    texts = [_Text(context, lexical.words_of(context.tokens)) for context in contexts]
+    score = _agreement(words, texts, generator, method, n_resamples=1000)
     if score is None:
         return None
     chosen = torch.randperm(len(others), generator=generator)[:N_CONTROLS].tolist()
     # An explanation that predicts nothing here has no correlation: as a prediction it is worth nothing, so it counts 0.
-    reached = [_agreement(others[place], contexts, generator, method, n_resamples=2) for place in chosen]
+    reached = [_agreement(others[place], texts, generator, method, n_resamples=2) for place in chosen]
     values = torch.tensor([0.0 if one is None else one.value for one in reached], dtype=torch.float64)
     if values.numel() == 0:
         return None
@@ -121,21 +122,28 @@ def judge_lexically(
     )
 
 
+class _Text(NamedTuple):
+    """A judging context with its words, which every explanation that is judged on it shares."""
+
+    context: Context
+    words: list[Word]
+
+
 def _agreement(
     words: LexicalExplanation,
-    contexts: Sequence[Context],
+    texts: Sequence[_Text],
     generator: torch.Generator,
     method: JudgeMethod,
     n_resamples: int,
 ) -> Estimate | None:
-    if not contexts:
+    if not texts:
         return None
     truth: list[Sequence[float]]
     predicted: list[Sequence[float]]
     if method is JudgeMethod.TOKEN_SIMULATION:
-        truth = [context.activations for context in contexts]
-        predicted = [lexical.predict_tokens(words, context.tokens) for context in contexts]
+        truth = [text.context.activations for text in texts]
+        predicted = [lexical.predict_on(words, text.words, len(text.context.tokens)) for text in texts]
     else:
-        truth = [lexical.true_segments(context.tokens, context.activations) for context in contexts]
-        predicted = [lexical.predict_segments(words, context.tokens) for context in contexts]
+        truth = [lexical.true_segments(text.context.tokens, text.context.activations) for text in texts]
+        predicted = [lexical.predict_segments(words, text.context.tokens) for text in texts]
     return pooled_correlation(truth, predicted, generator=generator, n_resamples=n_resamples)

@@ -176,8 +176,12 @@ def _gain(at: set[tuple[int, int]], activation: Mapping[tuple[int, int], float])
 
 def predict_tokens(explanation: LexicalExplanation, tokens: Sequence[str]) -> list[float]:
     """Activation that the explanation predicts on each token."""
-    predicted = [0.0] * len(tokens)
-    words = words_of(tokens)
+    return predict_on(explanation, words_of(tokens), len(tokens))
+
+
+def predict_on(explanation: LexicalExplanation, words: Sequence[Word], n_tokens: int) -> list[float]:
+    """The same for a text whose words are known: many explanations of one text find them once."""
+    predicted = [0.0] * n_tokens
     for word, cues in zip(words, _cues_at(explanation, words), strict=True):
         value = max((cue.activation for cue in cues), default=0.0)
         for token in word.tokens:

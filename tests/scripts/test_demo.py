@@ -47,7 +47,7 @@ def test_demo_prints_the_winner_its_features_and_the_next_command(printed: str, 
     assert "Which SAE carries the safety concepts?" in printed
     for slug in organism_sae_paths():
         assert slug in printed
-    assert "by chance" in printed
+    assert "chance: shuffled labels" in printed
     assert f"safe-sail serve --database {database}" in " ".join(printed.split())
 
 
@@ -112,7 +112,8 @@ def address(printed: str, database: str) -> Iterator[str]:
     server = subprocess.Popen([sys.executable, "-m", "scripts.main", *words], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        assert f":{port}/" in server.stdout.readline()
+        assert "end with Ctrl-C" in server.stdout.readline()
+        assert server.stdout.readline() == f"Open http://127.0.0.1:{port}/\n"
         _wait_until_open(port)
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -321,7 +321,14 @@ def test_a_run_that_is_ended_loses_nothing_that_came(database: str, how: signal.
     with LlmServer(slow) as server:
         command = [sys.executable, "-m", "scripts.main", *by_llm(server, database, "--in-flight", "1")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        # A job that a script runs in the background ignores Ctrl-C and hands that down; the command itself does not.
+        with subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process:
             limit = time.monotonic() + 100
             while len(explanations(database)) < 3:
                 assert process.poll() is None, process.stderr and process.stderr.read()
