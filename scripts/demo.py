@@ -47,10 +47,10 @@ def demo(
     """Score the organism's SAEs on its safety concepts, explain their best features, and store everything."""
     disable_progress_bar()  # transformers' own; ours says what is being done
     settings = DemoSettings(n_features=n_features)
-    engine = make_engine(database)
-    upgrade(engine)
     model = load_handle(None, None, device=device, dtype="float32")
     saes = load_saes(None, model, device=device)
+    engine = make_engine(database)
+    upgrade(engine)
     run = start_run("demo", settings=asdict(settings), seed=seed, device=str(model.device))
     save_subjects(engine, run, model, saes, organism_concepts(), source="the embedded organism")
     facts = _measure(engine, run, model, saes, settings.contexts)
