@@ -108,12 +108,13 @@ def test_no_hook_is_left_after_any_call(family: str, tiny_models: TinyModels) ->
     handle = tiny_models.fresh(family)
     batch = handle.batch(TEXTS)
     edits = {site: identity for site in handle.sites() if site.kind is not SiteKind.RESID_MID}
+    before = hooks_of(handle)  # transformers leaves its own on a model that was asked for hidden states by another test
     handle.run(batch, handle.sites(), edits)
     handle.capture(batch, handle.sites(), edits)
     handle.generate(batch, 2, edits)
     with handle.editing(edits):
-        assert hooks_of(handle) > 0
-    assert hooks_of(handle) == 0
+        assert hooks_of(handle) > before
+    assert hooks_of(handle) == before
 
 
 def test_editing_edits_every_pass_and_calls_add_to_it(tiny_models: TinyModels) -> None:
