@@ -1,25 +1,21 @@
 r"""What do a capture at one site and an edit at one site cost, beside the bare passes they ride on?
 
-Machine: two cores of an AMD EPYC, shared with other work (load 8), one thread, float32; processor time, not wall time.
+Machine: two cores of an AMD EPYC, otherwise idle, one thread, float32; processor time, not wall time.
 torch 2.13.0 (CPU), transformers 5.23.0, 2026-11-21. Medians of interleaved pairs; in brackets the quartiles.
 
-| model            | pass                  | bare ms | ours ms | ratio                |
-|------------------|-----------------------|---------|---------|----------------------|
-| d256 x 6, 16x128 | capture resid_post.0  |    45.4 |    45.8 | 1.009 (0.993, 1.025) |
-|                  | capture resid_post.3  |   173.1 |   174.1 | 1.006 (0.988, 1.019) |
-|                  | capture resid_post.5  |   280.1 |   280.5 | 1.000 (0.992, 1.007) |
-|                  | edit mlp_out.3        |   321.9 |   325.0 | 1.009 (0.999, 1.012) |
-| d768 x 12, 4x128 | capture resid_post.0  |    84.6 |    85.7 | 1.013 (1.003, 1.022) |
-|                  | capture resid_post.6  |   605.3 |   598.5 | 0.977 (0.964, 0.995) |
-|                  | capture resid_post.11 |  1031.6 |  1052.2 | 1.004 (1.001, 1.020) |
-|                  | edit mlp_out.6        |  1084.6 |  1110.3 | 1.026 (0.995, 1.035) |
+| model            | pass                  | bare ms | ours ms | ratio                | pairs |
+|------------------|-----------------------|---------|---------|----------------------|-------|
+| d256 x 6, 16x128 | capture resid_post.0  |    43.8 |    44.2 | 1.010 (1.003, 1.020) |   146 |
+|                  | capture resid_post.3  |   173.2 |   173.1 | 1.002 (0.995, 1.015) |    41 |
+|                  | capture resid_post.5  |   261.9 |   263.4 | 1.000 (0.993, 1.011) |    24 |
+|                  | edit mlp_out.3        |   304.5 |   303.5 | 0.994 (0.989, 1.009) |    22 |
+| d768 x 12, 4x128 | capture resid_post.0  |    82.5 |    82.8 | 1.008 (0.999, 1.017) |    85 |
+|                  | capture resid_post.6  |   565.4 |   566.4 | 1.004 (0.991, 1.017) |    11 |
+|                  | capture resid_post.11 |   978.1 |   967.7 | 0.988 (0.986, 1.003) |     7 |
+|                  | edit mlp_out.6        |   999.2 |  1013.7 | 1.014 (1.000, 1.022) |     7 |
 
-The last row is from a run of its own with 14 pairs; 7 pairs in the run of the table gave 1.024 (1.000, 1.076).
-
-Captures stay below 1.03. The edit at d256 stays below 1.02; at d768 both runs are above it by their medians, with
-quartiles on both sides of 1, so that bound is not shown: repeat on a quiet machine. (Two runs without the controls
-below gave 1.012 and 0.997.) A call's own cost, on a model of width 64, is 0.07 to 0.15 ms; the edit itself multiplies
-512 x 768 numbers. Two controls: a result is held until the next call, and malloc keeps its pages; without them one
+Captures stay below 1.03, edits below 1.02. On the same machine under load the edit at d768 gave 1.024 and 1.026. A call's own
+cost, on a model of width 64, is 0.07 to 0.15 ms; the edit itself multiplies 512 x 768 numbers. Two controls: a result is held until the next call, and malloc keeps its pages; without them one
 side pays page faults for the other's frees, and the capture at resid_post.0 of d256 gave 1.09 and 1.15.
 Peak memory 804 MB.
 
