@@ -14,9 +14,10 @@ torch 2.13.0 (CPU), transformers 5.23.0, 2026-11-21. Medians of interleaved pair
 |                  | capture resid_post.11 |   978.1 |   967.7 | 0.988 (0.986, 1.003) |     7 |
 |                  | edit mlp_out.6        |   999.2 |  1013.7 | 1.014 (1.000, 1.022) |     7 |
 
-Captures stay below 1.03, edits below 1.02. On the same machine under load the edit at d768 gave 1.024 and 1.026. A call's own
-cost, on a model of width 64, is 0.07 to 0.15 ms; the edit itself multiplies 512 x 768 numbers. Two controls: a result is held until the next call, and malloc keeps its pages; without them one
-side pays page faults for the other's frees, and the capture at resid_post.0 of d256 gave 1.09 and 1.15.
+Captures stay below 1.03, edits below 1.02. On the same machine under load the edit at d768 gave 1.024 and 1.026. A
+call's own cost, on a model of width 64, is 0.07 to 0.15 ms; the edit itself multiplies 512 x 768 numbers. Two
+controls: a result is held until the next call, and malloc keeps its pages; without them one side pays page faults
+for the other's frees, and the capture at resid_post.0 of d256 gave 1.09 and 1.15.
 Peak memory 804 MB.
 
 Run: MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296 OMP_NUM_THREADS=1 \
