@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from db import store
 from db.engine import make_engine, writing
 from db.interchange import delphi, neuronpedia, parquet, safe_sail_json
-from db.interchange.saes import SaeFacts, require_sae
+from db.interchange.saes import GivenSae, require_sae
 from db.migrate import upgrade
 from safe_sail.errors import BadInput
 from safe_sail.provenance import finish_run, start_run
@@ -56,7 +56,7 @@ def import_features(
         BadInput: an option is missing, or the database knows the SAE otherwise.
         ImportUnreadable: a file is missing, damaged or of another format; nothing was kept.
     """
-    facts = SaeFacts(d_in=d_in, width=width, architecture=architecture, model_id=model)
+    facts = GivenSae(d_in=d_in, width=width, architecture=architecture, model_id=model)
     settings = {
         "path": str(path), "format": str(file_format), "sae": sae, "site": site, "width": width, "d_in": d_in,
         "architecture": architecture, "model": model, "tokens_seen": tokens_seen, "explainer": explainer,
@@ -78,12 +78,12 @@ def import_features(
     print(f"{said}\nThey are in {database}, under run {run.run_id}.")
 
 
-def _safe_sail(session: Session, path: Path, prefix: str | None, site: str | None, facts: SaeFacts, run_id: str) -> str:
+def _safe_sail(session: Session, path: Path, prefix: str | None, site: str | None, facts: GivenSae, run_id: str) -> str:
     if prefix is None:
         raise BadInput("--sae is needed: the SAE of layer 17 will be called `<sae>.17`.")
     kind = SiteKind.MLP_OUT if site is None else _kind(site)
     known = safe_sail_json.PUBLISHED
-    facts = SaeFacts(
+    facts = GivenSae(
         d_in=facts.d_in or known.d_in,
         width=facts.width or known.width,
         architecture=facts.architecture or known.architecture,
@@ -107,7 +107,7 @@ def _folder(
     path: Path,
     sae: str | None,
     site: Site | None,
-    facts: SaeFacts,
+    facts: GivenSae,
     tokens_seen: int | None,
     explainer: str | None,
     run_id: str,

@@ -13,7 +13,7 @@ from safe_sail.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SaeFacts:
+class GivenSae:
     """What the caller says of an SAE; None where the database already knows it."""
 
     d_in: int | None = None
@@ -24,7 +24,7 @@ class SaeFacts:
     """A model of the database, or None."""
 
 
-def require_sae(session: Session, slug: str, said: SaeFacts, *, sae_id: str, run_id: str) -> SaeRef:
+def require_sae(session: Session, slug: str, said: GivenSae, *, sae_id: str, run_id: str) -> SaeRef:
     """The SAE of the database, or a new one made of what the caller says; nothing is guessed.
 
     Raises:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from db.interchange.files import finite, plain_text, read_whole, refuse, staged
 from db.interchange.reading import FeatureText, feature_texts
-from db.interchange.saes import SaeFacts, require_sae
+from db.interchange.saes import GivenSae, require_sae
 from db.store import load_sae, save_explanations, save_feature_tags, save_published_scores
 from safe_sail.errors import ExportRefused
 from safe_sail.records import Explanation, FeatureId, FeatureTags, PublishedScore
@@ -32,7 +32,7 @@ METHOD = "correlation_score"
 MASK = "***"
 """What stands in the release for an explanation that was withheld."""
 MAX_BYTES = 512 * 2**20
-PUBLISHED = SaeFacts(d_in=2048, width=20480, architecture="safe-sail-topk")
+PUBLISHED = GivenSae(d_in=2048, width=20480, architecture="safe-sail-topk")
 """Of the release's SAEs, read off its checkpoints: ten times the 2,048 of Qwen2.5-3B-Instruct's MLP outputs."""
 
 _KEY = re.compile(r"(0|[1-9][0-9]{0,3})_(0|[1-9][0-9]{0,8})")
@@ -109,7 +109,7 @@ def import_safe_sail(
     *,
     prefix: str,
     kind: SiteKind = SiteKind.MLP_OUT,
-    facts: SaeFacts = PUBLISHED,
+    facts: GivenSae = PUBLISHED,
     sae_id: str,
     run_id: str,
 ) -> Imported:

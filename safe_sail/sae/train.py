@@ -45,7 +45,7 @@ class SaeRecipe:
 
 
 @dataclass(frozen=True, slots=True)
-class SaeFacts:
+class TrainedFacts:
     """What one trained SAE measures on activations it was not trained on, read back from disk."""
 
     l0: float
@@ -62,7 +62,7 @@ class TrainedSae(NamedTuple):
     """A stored SAE and what it measures."""
 
     recipe: SaeRecipe
-    facts: SaeFacts
+    facts: TrainedFacts
     sae: Any
     """SAELens' SAE as stored, read back in float32."""
 
@@ -128,7 +128,7 @@ def _store_in(dtype: torch.dtype, weights_path: Path) -> None:
 
 
 @torch.no_grad()
-def _measure(sae: Any, activations: Tensor, seconds: float) -> SaeFacts:
+def _measure(sae: Any, activations: Tensor, seconds: float) -> TrainedFacts:
     centred = activations.double() - activations.double().mean(0)
     error, active, fired = 0.0, 0, torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
     for chunk in activations.split(4096):
@@ -136,7 +136,7 @@ def _measure(sae: Any, activations: Tensor, seconds: float) -> SaeFacts:
         on = features > 0
         error += (sae.decode(features).double() - chunk.double()).pow(2).sum().item()
         active, fired = active + int(on.sum()), fired | on.any(0)
-    return SaeFacts(
+    return TrainedFacts(
         active / len(activations), 1 - error / centred.pow(2).sum().item(), 1 - fired.double().mean().item(), seconds
     )
 
