@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect
 
 from db.engine import database_name, sqlite_file, translated, write_connection
-from db.ledger_tables import Base
+from db.tables import Base
 from safe_sail.errors import SchemaOutOfDate
 
 _ADVISORY_LOCK = 0x5AFE_5A11  # any number that stays the same: PostgreSQL's lock for programs that agree on it

@@ -8,9 +8,9 @@ from sqlalchemy.orm import Session
 
 from db import tables
 from db.lookup import find_sae
-from db.published_tables import FeatureTagRow, PublishedScoreRow
 from db.store import rows
 from db.store.loading import Kept
+from db.tables import FeatureTagRow, PublishedScoreRow
 from safe_sail.errors import ExportRefused
 from safe_sail.records import Explanation, ExplanationScore, TopContexts
 

@@ -12,8 +12,8 @@ from sqlalchemy import Connection
 from sqlalchemy.types import TypeDecorator
 
 from db.engine import make_engine, write_connection
-from db.ledger_tables import Base
 from db.search import SEARCH_OBJECTS
+from db.tables import Base
 
 
 def include_object(thing: Any, name: str | None, kind: str, reflected: bool, compared: Any) -> bool:

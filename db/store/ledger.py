@@ -9,11 +9,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables
-from db.ledger_tables import LedgerRow
 from db.lookup import find_feature, find_sae
 from db.store import rows
 from db.store.loading import Kept
 from db.store.saving import require_run, upsert
+from db.tables import LedgerRow
 from safe_sail.records import FeatureId, JudgeMethod, LedgerEntry, Stage
 
 _KEY = ("sae_key", "feature_index", "stage", "explainer", "prompt_version", "method", "run_id")

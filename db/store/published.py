@@ -10,9 +10,9 @@ from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
 from db.lookup import find_feature
-from db.published_tables import FeatureTagRow, PublishedScoreRow
 from db.store.loading import Kept
 from db.store.saving import FeatureWriter, chunks, require_run, upsert
+from db.tables import FeatureTagRow, PublishedScoreRow
 from safe_sail.records import FeatureId, FeatureTags, PublishedScore
 
 

@@ -11,7 +11,6 @@ from sqlalchemy import Engine, delete
 
 from db.engine import reading, writing
 from db.interchange.parquet import TABLES, export_parquet, import_parquet
-from db.published_tables import Base
 from db.store import (
     list_models,
     list_saes,
@@ -27,6 +26,7 @@ from db.store import (
     save_run,
     save_top_contexts,
 )
+from db.tables import Base
 from safe_sail.errors import ExportRefused, ImportUnreadable
 from safe_sail.records import Context, FeatureTags, PublishedScore, TopContexts
 from tests.db import builders as a

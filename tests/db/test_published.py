@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, delete
 
 from db.engine import reading, writing
-from db.published_tables import Base
 from db.store import (
     Kept,
     load_feature_tags,
@@ -16,6 +15,7 @@ from db.store import (
     save_run,
     save_sae,
 )
+from db.tables import Base
 from safe_sail.errors import BadRecord, NotFound
 from safe_sail.records import FeatureTags, PublishedScore
 from tests.db import builders as a

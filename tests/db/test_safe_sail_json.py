@@ -22,7 +22,6 @@ from db.interchange.safe_sail_json import (
     import_safe_sail,
     read_safe_sail,
 )
-from db.published_tables import FeatureTagRow, PublishedScoreRow
 from db.search import search_features
 from db.store import (
     list_features,
@@ -34,7 +33,7 @@ from db.store import (
     save_explanations,
     save_run,
 )
-from db.tables import ExplanationRow, SaeRow
+from db.tables import ExplanationRow, FeatureTagRow, PublishedScoreRow, SaeRow
 from safe_sail.errors import BadInput, ExportRefused, ImportUnreadable
 from safe_sail.records import FeatureId
 from tests.db import builders as a

@@ -1,11 +1,9 @@
-"""Tables of what others published about features: beside `db/tables.py`, which holds what was measured here."""
+"""Tables of what others published about features."""
 
 from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, Integer
 from sqlalchemy.orm import Mapped, mapped_column
 
-from db.tables import Base
-
-__all__ = ["Base", "FeatureTagRow", "PublishedScoreRow"]
+from db.tables.base import Base
 
 
 class PublishedScoreRow(Base):

@@ -1,11 +1,9 @@
-"""The table of what asking language models cost and how it ended: beside `db/tables.py`, which holds results."""
+"""The table of what asking language models cost and how it ended."""
 
 from sqlalchemy import ForeignKey, ForeignKeyConstraint, Integer
 from sqlalchemy.orm import Mapped, mapped_column
 
-from db.published_tables import Base
-
-__all__ = ["Base", "LedgerRow"]
+from db.tables.base import Base
 
 
 class LedgerRow(Base):

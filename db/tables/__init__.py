@@ -1,0 +1,40 @@
+"""The tables: one class a table, no logic. `db/store` turns records into their rows and back.
+
+Every row carries the run that wrote it. An `Estimate` called `x` is five columns: x, x_low, x_high, x_n, x_level.
+A row of `feature` exists as soon as anything is known of a feature; its numbers are NULL until contexts are collected.
+"""
+
+from db.tables.base import Base, FloatArray, IntArray, UtcDateTime
+from db.tables.directions import DirectionEvaluationRow, DirectionReadingRow, DirectionRow, DirectionSearchRow
+from db.tables.features import ContextsRow, ExplanationRow, ExplanationScoreRow, FeatureRow
+from db.tables.ledger import LedgerRow
+from db.tables.published import FeatureTagRow, PublishedScoreRow
+from db.tables.scoring import ConceptScoreRow, SaeFactsRow, SaeRankingRow, SaeScoreRow, SaeSpecificityRow
+from db.tables.subjects import ConceptRow, ModelRow, RunRow, SaeRow
+
+__all__ = [
+    "Base",
+    "ConceptRow",
+    "ConceptScoreRow",
+    "ContextsRow",
+    "DirectionEvaluationRow",
+    "DirectionReadingRow",
+    "DirectionRow",
+    "DirectionSearchRow",
+    "ExplanationRow",
+    "ExplanationScoreRow",
+    "FeatureRow",
+    "FeatureTagRow",
+    "FloatArray",
+    "IntArray",
+    "LedgerRow",
+    "ModelRow",
+    "PublishedScoreRow",
+    "RunRow",
+    "SaeFactsRow",
+    "SaeRankingRow",
+    "SaeRow",
+    "SaeScoreRow",
+    "SaeSpecificityRow",
+    "UtcDateTime",
+]

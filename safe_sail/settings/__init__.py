@@ -1,0 +1,21 @@
+"""Settings of every kind of job: frozen, validated, without torch, so that a server can describe them.
+
+Each field says its unit and where its default comes from.
+"""
+
+from safe_sail.settings.demo import DemoSettings
+from safe_sail.settings.directions import DirectionSettings
+from safe_sail.settings.explaining import ExplainSettings, JudgeSettings, LexicalSettings
+from safe_sail.settings.llm import LlmSettings
+from safe_sail.settings.scoring import ContextSettings, ScoreSettings
+
+__all__ = [
+    "ContextSettings",
+    "DemoSettings",
+    "DirectionSettings",
+    "ExplainSettings",
+    "JudgeSettings",
+    "LexicalSettings",
+    "LlmSettings",
+    "ScoreSettings",
+]

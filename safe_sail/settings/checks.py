@@ -1,0 +1,11 @@
+"""The checks that settings run on themselves."""
+
+from safe_sail.errors import BadSettings
+
+
+def at_least(settings: object, least: int, *names: str) -> None:
+    """Raises `BadSettings` where a named setting is below the least value."""
+    for name in names:
+        value = getattr(settings, name)
+        if value < least:
+            raise BadSettings(f"{type(settings).__name__}.{name} must be at least {least}; got {value}.")
