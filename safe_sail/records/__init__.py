@@ -27,6 +27,7 @@ from safe_sail.records.ledger import LEDGER_TEXT_LIMIT, LedgerEntry, Stage
 from safe_sail.records.published import FeatureTags, PublishedScore
 from safe_sail.records.scoring import ConceptScore, SaeFacts, SaeRanking, SaeScore, SaeSpecificity, highest_first
 from safe_sail.records.subjects import Concept, FeatureId, ModelRef, SaeRef
+from safe_sail.records.units import HeadRef, NeuronRef, UnitRef, parse_unit
 
 __all__ = [
     "LEDGER_TEXT_LIMIT",
@@ -47,10 +48,12 @@ __all__ = [
     "FeatureId",
     "FeatureTags",
     "HeadAttribution",
+    "HeadRef",
     "Histogram",
     "JudgeMethod",
     "LedgerEntry",
     "ModelRef",
+    "NeuronRef",
     "PublishedScore",
     "RankEffect",
     "RefusalToken",
@@ -65,6 +68,8 @@ __all__ = [
     "Stage",
     "SuffixStudy",
     "TopContexts",
+    "UnitRef",
     "UtilityCost",
     "highest_first",
+    "parse_unit",
 ]

@@ -5,7 +5,20 @@ from datetime import datetime
 import pytest
 
 from safe_sail.errors import BadRecord
-from safe_sail.records import Context, Estimate, Explanation, FeatureId, Histogram, RunInfo, TopContexts
+from safe_sail.records import (
+    Context,
+    Estimate,
+    Explanation,
+    FeatureId,
+    HeadRef,
+    Histogram,
+    NeuronRef,
+    RunInfo,
+    TopContexts,
+    UnitRef,
+    parse_unit,
+)
+from safe_sail.sites import Site
 
 
 def context(source_id: str, *activations: float) -> Context:
@@ -91,3 +104,16 @@ def test_run_times_need_a_zone():
             device="cpu",
             started=datetime(2026, 1, 1),
         )
+
+
+@pytest.mark.parametrize(("name", "unit"), [("L3.H5", HeadRef(3, 5)), ("L0.N902", NeuronRef(0, 902))])
+def test_units_are_named_as_they_are_read(name: str, unit: UnitRef):
+    assert parse_unit(name) == unit
+    assert str(unit) == name
+    assert unit.site == Site.parse(f"{'head_out' if name == 'L3.H5' else 'mlp_act'}.{unit.layer}")
+
+
+@pytest.mark.parametrize("text", ["", "L3", "L3.H", "3.H5", "L3.X5", "L-1.H0", "L03.H5", "L3.H5 ", "L3.H5.N2"])
+def test_other_texts_are_not_units(text: str):
+    with pytest.raises(BadRecord, match=r"L3\.H5"):
+        parse_unit(text)
