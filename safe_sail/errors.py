@@ -29,6 +29,9 @@ SafeSailError
 │   ├── DirectionDegenerate       a direction is zero, not finite, or depends on the others
 │   ├── RefusalTokensMissing      no first token of a reply tells refused prompts from answered ones
 │   └── OrthogonaliseRefused      editing the weights would not be the same as ablating the direction
+├── CircuitError                  a circuit cannot be found or put on a model
+│   ├── CircuitMismatch           a circuit or mask is of another model, or names a unit that the model lacks
+│   └── HeadsInseparable          the model's attention output does not split into heads
 ├── OrganismBehaviourError        a rebuilt model organism misses a behaviour bar, so nothing was written
 ├── JudgeError                    a judge's reply could not be used
 ├── LlmError                      a language model behind an endpoint cannot be asked
@@ -158,6 +161,18 @@ class RefusalTokensMissing(DirectionError):
 
 class OrthogonaliseRefused(DirectionError):
     """Editing the weights would not be the same as ablating the direction."""
+
+
+class CircuitError(SafeSailError):
+    """A circuit cannot be found or put on a model."""
+
+
+class CircuitMismatch(CircuitError):
+    """A circuit or mask is of another model, or names a unit that the model lacks."""
+
+
+class HeadsInseparable(CircuitError):
+    """The model's attention output does not split into heads."""
 
 
 class OrganismBehaviourError(SafeSailError):

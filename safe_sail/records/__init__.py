@@ -5,6 +5,20 @@ Numbers that were estimated are an `Estimate`: they carry their n and their inte
 """
 
 from safe_sail.records.basics import Estimate, RunInfo
+from safe_sail.records.circuits import (
+    ABLATIONS,
+    Circuit,
+    CircuitEvaluation,
+    CircuitMember,
+    CircuitRecovery,
+    CircuitReplies,
+    CircuitSearch,
+    CircuitSize,
+    CircuitStability,
+    CircuitUnit,
+    UnitNeed,
+    unit_order,
+)
 from safe_sail.records.directions import (
     Direction,
     DirectionCandidate,
@@ -30,7 +44,17 @@ from safe_sail.records.subjects import Concept, FeatureId, ModelRef, SaeRef
 from safe_sail.records.units import HeadRef, NeuronRef, UnitRef, parse_unit
 
 __all__ = [
+    "ABLATIONS",
     "LEDGER_TEXT_LIMIT",
+    "Circuit",
+    "CircuitEvaluation",
+    "CircuitMember",
+    "CircuitRecovery",
+    "CircuitReplies",
+    "CircuitSearch",
+    "CircuitSize",
+    "CircuitStability",
+    "CircuitUnit",
     "Concept",
     "ConceptScore",
     "Context",
@@ -68,8 +92,10 @@ __all__ = [
     "Stage",
     "SuffixStudy",
     "TopContexts",
+    "UnitNeed",
     "UnitRef",
     "UtilityCost",
     "highest_first",
     "parse_unit",
+    "unit_order",
 ]
