@@ -32,6 +32,14 @@ SafeSailError
 ├── CircuitError                  a circuit cannot be found or put on a model
 │   ├── CircuitMismatch           a circuit or mask is of another model, or names a unit that the model lacks
 │   └── HeadsInseparable          the model's attention output does not split into heads
+├── NeuronError                   neurons cannot be contrasted, patched or used by a guard
+│   ├── ModelsDiffer              two models of a pair have other shapes, architectures or settings
+│   ├── TokenizersDiffer          two models of a pair read other tokens
+│   ├── ModelsEqual               two models of a pair have the same weights, so there is nothing to contrast
+│   ├── NeuronsMissing            a model has no such neurons
+│   ├── CompletionMissing         a prompt has no completion to contrast the models on
+│   ├── NoEffect                  two models score the same, so that no share of their difference can be told
+│   └── GuardUnfit                a guard cannot be trained, read or used
 ├── OrganismBehaviourError        a rebuilt model organism misses a behaviour bar, so nothing was written
 ├── JudgeError                    a judge's reply could not be used
 ├── LlmError                      a language model behind an endpoint cannot be asked
@@ -173,6 +181,38 @@ class CircuitMismatch(CircuitError):
 
 class HeadsInseparable(CircuitError):
     """The model's attention output does not split into heads."""
+
+
+class NeuronError(SafeSailError):
+    """Neurons cannot be contrasted, patched or used by a guard."""
+
+
+class ModelsDiffer(NeuronError):
+    """Two models of a pair have other shapes, architectures or settings."""
+
+
+class TokenizersDiffer(NeuronError):
+    """Two models of a pair read other tokens."""
+
+
+class ModelsEqual(NeuronError):
+    """Two models of a pair have the same weights, so there is nothing to contrast."""
+
+
+class NeuronsMissing(NeuronError):
+    """A model has no such neurons."""
+
+
+class CompletionMissing(NeuronError):
+    """A prompt has no completion to contrast the models on."""
+
+
+class NoEffect(NeuronError):
+    """Two models score the same, so that no share of their difference can be told."""
+
+
+class GuardUnfit(NeuronError):
+    """A guard cannot be trained, read or used."""
 
 
 class OrganismBehaviourError(SafeSailError):

@@ -18,6 +18,7 @@ from torch import Tensor
 from safe_sail.errors import BadSettings, BadSite, BadText, EditRefused, SequenceTooLong
 from safe_sail.model.architectures import Architecture
 from safe_sail.model.chat import chat_rows
+from safe_sail.model.decoding import Decoding
 from safe_sail.model.dims import ModelDims, check_site, dims_of
 from safe_sail.model.edits import Edit, Step
 from safe_sail.model.hooks import Stop, Work, grad_scope, installed
@@ -238,35 +239,45 @@ class HookedModel:
             BadSite: the model lacks a site.
             EditRefused: an edit changed shape, dtype or its input, or sits at `resid_mid`.
         """
+        pad_id = pad_id_of(self.tokenizer)
+        ends = torch.tensor(self.end_ids(), device=self.device, dtype=torch.long)
+        running = torch.ones(len(batch), dtype=torch.bool, device=self.device)
+        new: list[Tensor] = []
+        with self.decoding(batch, max_new_tokens, edits) as decoding:
+            logits = decoding.read_prompt()
+            while True:
+                assert logits is not None
+                new.append(torch.where(running, logits.argmax(dim=-1), pad_id))
+                running = running & ~torch.isin(new[-1], ends)
+                if len(new) == max_new_tokens or not bool(running.any()):
+                    return torch.stack(new, dim=1)
+                logits = decoding.read_token(new[-1], running)
+
+    @contextmanager
+    def decoding(
+        self,
+        batch: TokenBatch,
+        max_new_tokens: int,
+        edits: Mapping[Site, Edit] = NO_EDITS,
+        *,
+        until: Site | None = None,
+    ) -> Iterator[Decoding]:
+        """Scope in which a batch is continued by tokens of the caller's choice, with the key-value cache, without grad.
+
+        Rows padded on the right are moved to the left. With `until`, an edited site, every pass ends after it and gives
+        no logits.
+
+        Raises:
+            BadSettings: `max_new_tokens` is less than 1.
+            SequenceTooLong: prompt and continuation together exceed the model's positions.
+            BadSite: the model lacks a site.
+            EditRefused: an edit changed shape, dtype or its input, or sits at `resid_mid`.
+        """
         if max_new_tokens < 1:
             raise BadSettings(f"max_new_tokens: expected at least 1, got {max_new_tokens}.")
         self._check(batch, edits, reserve=max_new_tokens)
-        batch = batch.left_padded().to(self.device)
-        ends = torch.tensor(self._end_ids(), device=self.device, dtype=torch.long)
-        pad_id = pad_id_of(self.tokenizer)
-        ids, mask, positions = batch.token_ids, batch.attention_mask.long(), batch.position_ids
-        running = torch.ones(len(batch), dtype=torch.bool, device=self.device)
-        is_real, cache, new = batch.is_real, None, []
-        with torch.no_grad(), grad_scope(), self._hooks(Work(edits)):
-            for index in range(max_new_tokens):
-                with self._at(Step(positions, is_real, is_prefill=index == 0)):
-                    found = self.model(
-                        input_ids=ids,
-                        attention_mask=mask,
-                        position_ids=positions,
-                        past_key_values=cache,
-                        use_cache=True,
-                        logits_to_keep=1,
-                    )
-                cache = found.past_key_values
-                token = torch.where(running, found.logits[:, -1].argmax(dim=-1), pad_id)
-                new.append(token)
-                running = running & ~torch.isin(token, ends)
-                if not bool(running.any()):
-                    break
-                ids, positions, is_real = token[:, None], positions[:, -1:] + 1, running[:, None]
-                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        return torch.stack(new, dim=1)
+        with torch.no_grad(), grad_scope(), self._hooks(Work(edits, stop=until)):
+            yield Decoding(self.model, batch.left_padded().to(self.device), self._at)
 
     @contextmanager
     def editing(self, edits: Mapping[Site, Edit]) -> Iterator[None]:
@@ -306,7 +317,8 @@ class HookedModel:
                     f"`attn_out.{site.layer}` or `resid_pre.{site.layer}`, which enter the same sum."
                 )
 
-    def _end_ids(self) -> list[int]:
+    def end_ids(self) -> list[int]:
+        """Ids that end a reply; none where the model names none."""
         for owner in (self.model.generation_config, self.model.config, self.tokenizer):
             ends = getattr(owner, "eos_token_id", None)
             if ends is not None:

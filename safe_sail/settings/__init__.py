@@ -7,9 +7,11 @@ from safe_sail.settings.demo import DemoSettings
 from safe_sail.settings.directions import DirectionSettings
 from safe_sail.settings.explaining import ExplainSettings, JudgeSettings, LexicalSettings
 from safe_sail.settings.llm import LlmSettings
+from safe_sail.settings.neurons import ChangePositions, NeuronSettings, TextSource
 from safe_sail.settings.scoring import ContextSettings, ScoreSettings
 
 __all__ = [
+    "ChangePositions",
     "ContextSettings",
     "DemoSettings",
     "DirectionSettings",
@@ -17,5 +19,7 @@ __all__ = [
     "JudgeSettings",
     "LexicalSettings",
     "LlmSettings",
+    "NeuronSettings",
     "ScoreSettings",
+    "TextSource",
 ]

@@ -1,0 +1,202 @@
+"""Two models of one architecture as one thing: what they share, and one pass that runs both.
+
+1. The two have one class, one shape and one tokenizer, and are not equal.
+2. Their modules are compared: weights that are equal are shared.
+3. In a doubled pass the first model runs twice as many rows: the first half are its own, the second half are the
+   other model's. Modules whose weights differ serve each half with its own weights; all others run once for both.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from safe_sail.errors import ModelsDiffer, ModelsEqual, TokenizersDiffer
+from safe_sail.model.handle import HookedModel
+from safe_sail.model.tokens import TokenBatch
+from safe_sail.sites import Site, SiteKind
+
+_IDLE_SETTINGS: Final = frozenset(
+    ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache",
+     "bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "initializer_range")
+)  # fmt: skip
+"""Settings of a configuration that no pass reads."""
+
+
+class _Compared(NamedTuple):
+    """What a comparison of two models' weights found."""
+
+    apart: tuple[str, ...]
+    """Modules with a weight or buffer that differs."""
+    shared: float
+    """Share of the numbers that are equal module by module."""
+
+
+@final
+class ModelPair:
+    """A first model, whose behaviour is changed, and a second one, whose activations are put in."""
+
+    def __init__(self, first: HookedModel, second: HookedModel) -> None:
+        """Compares the two.
+
+        Raises:
+            ModelsDiffer: they have other classes, shapes or dtypes.
+            TokenizersDiffer: they read other tokens.
+            ModelsEqual: their weights are the same.
+        """
+        _require_same_shape(first, second)
+        _require_same_tokens(first, second)
+        self.first = first
+        self.second = second
+        compared = _compare(first, second)
+        self.modules_apart = compared.apart
+        """Names of the modules whose weights differ."""
+        self.shared_share = compared.shared
+        """Share of the weights that are equal in both."""
+        self.layers: tuple[int, ...] = tuple(
+            layer for layer in range(first.dims.n_layers) if first.has_site(Site(SiteKind.MLP_ACT, layer))
+        )
+        """Layers with neurons; a mixture of experts has none."""
+        self.can_double = (
+            _settings(first) == _settings(second)
+            and _devices(first) == _devices(second)
+            and len(_devices(first)) == 1
+            and all(_is_leaf(first.model.get_submodule(name)) for name in compared.apart)
+        )
+        """Whether one pass can run both: one device, equal settings, and differences in single maps only."""
+
+    def __repr__(self) -> str:
+        return f"ModelPair({self.first.model_id}, {self.second.model_id}, {self.shared_share:.3f} of weights shared)"
+
+    def chat_batch(self, prompts: list[str] | tuple[str, ...], *, system: str | None = None) -> TokenBatch:
+        """Prompts in the chat template of the first model, or of the second where the first has none.
+
+        Raises:
+            ChatTemplateMissing: neither tokenizer has a chat template.
+            BadText: there is no prompt, or a prompt is empty.
+            SequenceTooLong: a prompt has more tokens than the models accept.
+        """
+        has_own = getattr(self.first.tokenizer, "chat_template", None)
+        return (self.first if has_own else self.second).chat_batch(prompts, system=system)
+
+    def swapped(self) -> "ModelPair":
+        """The pair the other way round."""
+        return ModelPair(self.second, self.first)
+
+    @contextmanager
+    def doubled(self) -> Iterator[HookedModel]:
+        """Scope in which the first model's passes take twice the rows, and run their second half as the second model.
+
+        Raises:
+            ModelsDiffer: one pass cannot run both.
+        """
+        if not self.can_double:
+            raise ModelsDiffer(f"{self!r}: one pass cannot run both; see `can_double`.")
+        with ExitStack() as undo:
+            for name in self.modules_apart:
+                mine = self.first.model.get_submodule(name)
+                theirs = self.second.model.get_submodule(name)
+                undo.callback(_restore, mine, mine.__dict__.get("forward"))
+                mine.forward = _by_half(mine.forward, theirs.forward)
+            yield self.first
+
+
+def doubled_batch(batch: TokenBatch) -> TokenBatch:
+    """The rows twice: once for each model."""
+    return TokenBatch(
+        torch.cat([batch.token_ids] * 2), torch.cat([batch.attention_mask] * 2), batch.source_ids + batch.source_ids
+    )
+
+
+def _restore(module: torch.nn.Module, forward: Any) -> None:
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward
+
+
+def _by_half(mine: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        rows = next(one.shape[0] for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
+
+        def half(value: Any, part: int) -> Any:
+            return value.chunk(2)[part] if isinstance(value, Tensor) and value.shape[:1] == (rows,) else value
+
+        found = [
+            run(*[half(one, part) for one in args], **{name: half(one, part) for name, one in kwargs.items()})
+            for part, run in enumerate((mine, theirs))
+        ]
+        if isinstance(found[0], tuple):
+            return tuple(torch.cat(pair) for pair in zip(*found, strict=True))
+        return torch.cat(found)
+
+    return forward
+
+
+def _compare(first: HookedModel, second: HookedModel) -> _Compared:
+    apart, equal, total = [], 0, 0
+    theirs = dict(second.model.named_modules())
+    for name, module in first.model.named_modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        size = sum(value.numel() for _, value in own)
+        same = all(_equal(value, getattr(theirs[name], key)) for key, value in own)
+        total, equal = total + size, equal + (size if same else 0)
+        if not same:
+            apart.append(name)
+    if not apart:
+        raise ModelsEqual(
+            f"{first.model_id} and {second.model_id} have the same weights, so no neuron changes; give two models that "
+            f"were trained differently."
+        )
+    return _Compared(tuple(apart), equal / total)
+
+
+def _equal(mine: Tensor, theirs: Any) -> bool:
+    return isinstance(theirs, Tensor) and torch.equal(mine, theirs.to(mine.device))
+
+
+def _is_leaf(module: torch.nn.Module) -> bool:
+    return not any(True for child in module.children() for _ in child.parameters())
+
+
+def _devices(handle: HookedModel) -> set[torch.device]:
+    return {parameter.device for parameter in handle.model.parameters()}
+
+
+def _settings(handle: HookedModel) -> dict[str, Any]:
+    return {name: value for name, value in handle.model.config.to_dict().items() if name not in _IDLE_SETTINGS}
+
+
+def _require_same_shape(first: HookedModel, second: HookedModel) -> None:
+    names = (first.architecture.class_name, second.architecture.class_name)
+    if names[0] != names[1]:
+        raise ModelsDiffer(
+            f"{first.model_id} is a {names[0]}, {second.model_id} a {names[1]}; neurons can be compared between two "
+            f"models of one architecture only."
+        )
+    shapes = [{name: value.shape for name, value in one.model.named_parameters()} for one in (first, second)]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        came = [None if name not in each else tuple(each[name]) for each in shapes]
+        if came[0] != came[1]:
+            raise ModelsDiffer(
+                f"`{name}` is {came[0]} in {first.model_id} and {came[1]} in {second.model_id}; give two models of one "
+                f"shape, such as a model before and after alignment."
+            )
+    if first.dtype != second.dtype:
+        raise ModelsDiffer(
+            f"{first.model_id} is in {first.dtype}, {second.model_id} in {second.dtype}; load both in one dtype, or "
+            f"rounding would pass for change."
+        )
+
+
+def _require_same_tokens(first: HookedModel, second: HookedModel) -> None:
+    vocabularies = [one.tokenizer.get_vocab() for one in (first, second)]
+    if vocabularies[0] != vocabularies[1]:
+        keys = vocabularies[0].keys() | vocabularies[1].keys()
+        token = min(key for key in keys if vocabularies[0].get(key) != vocabularies[1].get(key))
+        raise TokenizersDiffer(
+            f"token {token!r} is {vocabularies[0].get(token)} to {first.model_id} and {vocabularies[1].get(token)} to "
+            f"{second.model_id}; the same ids must mean the same text to both models."
+        )
