@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safe_sail.directions.bootstrap import mean_estimate, resample_weights
 from safe_sail.directions.means import Differences, TemplateFacts, differences, template_facts
 from safe_sail.directions.projection import MIN_NORM
 from safe_sail.directions.refusal_tokens import (
@@ -25,6 +24,7 @@ from safe_sail.directions.refusal_tokens import (
 from safe_sail.directions.scoring import AblationScores, Candidate, CandidateScorer, rows_of
 from safe_sail.directions.selection import ScoreRow, Selection, SelectionRule, filter_reasons, select
 from safe_sail.errors import EmptyConcept, NoDirection
+from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.records import DirectionCandidate, Estimate, RefusalToken

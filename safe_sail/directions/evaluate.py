@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from safe_sail.directions.bootstrap import mean_estimate, resample_weights
 from safe_sail.directions.interventions import ablation, addition
 from safe_sail.directions.orthogonalise import refusal_reason, weights_gap
 from safe_sail.directions.projection import orthonormal_basis, random_directions
@@ -26,6 +25,7 @@ from safe_sail.directions.replies import (
     trimmed,
 )
 from safe_sail.errors import EmptyConcept, NoDirection
+from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.evaluation.utility import (
     TextLosses,
     TokenRow,

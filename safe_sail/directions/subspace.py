@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safe_sail.directions.bootstrap import mean_estimate, resample_weights
 from safe_sail.directions.candidates import Prepared
 from safe_sail.directions.interventions import ablation
 from safe_sail.directions.means import class_sums, concept_differences, differences
@@ -24,6 +23,7 @@ from safe_sail.directions.projection import MIN_NORM, orthonormal_basis, random_
 from safe_sail.directions.replies import Generation, random_shares, reply_shares
 from safe_sail.directions.scoring import Candidate, CandidateScorer, rows_of
 from safe_sail.directions.selection import SelectionRule
+from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.model.handle import HookedModel
 from safe_sail.records import RankEffect
 from safe_sail.settings import DirectionSettings

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safe_sail.directions.bootstrap import mean_estimate, resample_weights
 from safe_sail.directions.projection import unit
 from safe_sail.directions.read import N_BOOTSTRAP, depth_cosines, first_row, last_token_stream
 from safe_sail.errors import BadInput, BadText
+from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.evaluation.utility import refusal_metric
 from safe_sail.model import weights
 from safe_sail.model.chat import chat_rows, post_instruction_ids

@@ -4,11 +4,11 @@ import pytest
 import torch
 from scipy import stats
 
-from safe_sail.directions.bootstrap import mean_estimate, resample_weights
 from safe_sail.directions.read import depth_cosines, project_tokens, read_sae, rebuilt_cosines
 from safe_sail.directions.refusal_tokens import learn_refusal_tokens, named_refusal_tokens
 from safe_sail.directions.replies import mean_shares, shares_of
 from safe_sail.errors import BadSettings, RefusalTokensMissing, SaeWidthMismatch
+from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.records import Direction, SaeRef
 from safe_sail.sae.form import SaeForm, SaeWeights
 from safe_sail.sae.handle import SAEHandle
