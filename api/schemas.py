@@ -195,11 +195,11 @@ def feature_summary(row: FeatureListing) -> FeatureSummary:
         max_activation=row.max_activation,
         n_contexts=row.n_contexts,
         concept=row.concept,
-        rate_gap=row.rate_gap,
-        auroc=row.auroc,
+        rate_gap=None if row.rate_gap is None else row.rate_gap.value,
+        auroc=None if row.auroc is None else row.auroc.value,
         explanation=row.explanation,
         explainer=row.explainer,
-        explanation_score=row.explanation_score,
+        explanation_score=None if row.explanation_score is None else row.explanation_score.value,
     )
 
 

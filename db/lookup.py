@@ -1,5 +1,7 @@
 """Finding the row of an SAE or a feature by the names that people use, or saying what is wrong with the name."""
 
+from typing import Literal
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -56,3 +58,14 @@ def require_concept(session: Session, name: str) -> None:
     """
     if not is_plain_text(name) or session.get(tables.ConceptRow, name) is None:
         raise NotFound(f"no concept is called `{name}`; `list_concepts` names those in the database.")
+
+
+def require_place(session: Session, level: Literal["category", "domain"], name: str) -> None:
+    """Refuses a category or domain that no kept concept lies in.
+
+    Raises:
+        NotFound: no concept has this category or domain.
+    """
+    column = getattr(tables.ConceptRow, level)
+    if not is_plain_text(name) or session.scalar(select(column).where(column == name).limit(1)) is None:
+        raise NotFound(f"no {level} is called `{name}`; `list_concepts` names those in the database.")

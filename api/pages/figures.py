@@ -10,6 +10,7 @@ from api.pages.numbers import count, number
 from safe_sail.records import Estimate, Histogram
 
 WIDTH = 132.0
+NARROW = 84.0
 _PAD = 5.0
 
 HISTOGRAM_WIDTH = 480.0
@@ -17,7 +18,7 @@ HISTOGRAM_HEIGHT = 120.0
 
 
 class IntervalFigure(NamedTuple):
-    """Horizontal positions, in SVG units from 0 to WIDTH."""
+    """Horizontal positions, in SVG units from 0 to its width."""
 
     width: float
     low: float
@@ -36,16 +37,22 @@ def axis_start(estimates: Iterable[Estimate]) -> float:
 
 
 def interval_figure(
-    estimate: Estimate, control: Estimate | None = None, *, start: float = 0.0, end: float = 1.0, reference: float = 0.0
+    estimate: Estimate,
+    control: Estimate | None = None,
+    *,
+    start: float = 0.0,
+    end: float = 1.0,
+    reference: float = 0.0,
+    width: float = WIDTH,
 ) -> IntervalFigure:
     """Positions of an estimate and its control on an axis from start to end; what lies outside is cut at the end."""
 
     def place(value: float) -> float:
         fraction = (min(max(value, start), end) - start) / (end - start)
-        return round(_PAD + fraction * (WIDTH - 2 * _PAD), 1)
+        return round(_PAD + fraction * (width - 2 * _PAD), 1)
 
     return IntervalFigure(
-        width=WIDTH,
+        width=width,
         low=place(estimate.low),
         high=place(estimate.high),
         value=place(estimate.value),

@@ -19,6 +19,12 @@ class FeatureQuery(BaseModel):
     concept: ShortText | None = Field(
         default=None, description="Features scored on this concept; the two bounds below and `sort=score` speak of it."
     )
+    category: ShortText | None = Field(default=None, description="The same for the concepts of this category.")
+    domain: ShortText | None = Field(default=None, description="The same for the concepts of this domain.")
+    specific: bool | None = Field(
+        default=None,
+        description="Specific (true) or not (false) to such a concept: a rate gap above one half and q below 0.05.",
+    )
     min_rate_gap: float | None = Field(
         default=None, ge=-1, le=1, description="Rate gap for the concept, or for any concept, at least this."
     )
@@ -32,21 +38,31 @@ class FeatureQuery(BaseModel):
         default=None, ge=0, le=1, description="Fires on at most this share of content tokens."
     )
     has_explanation: bool | None = Field(default=None, description="With (true) or without (false) an explanation.")
+    min_explanation_score: float | None = Field(
+        default=None, ge=-1, le=1, description="A judge gave an explanation at least this score."
+    )
+    tag: ShortText | None = Field(default=None, description="A source gives the feature this tag.")
     q: ShortText | None = Field(default=None, description="Words that an explanation of the feature must all hold.")
     sort: FeatureSort = Field(
         default=FeatureSort.INDEX,
-        description="`index` ascends; `density` and `score` (rate gap) descend, what was not measured comes last.",
+        description="`index` ascends; `density`, `score` (rate gap), `explanation` (its judged score) and `published` "
+        "(a score of others) descend; what was not measured comes last.",
     )
 
     def filters(self) -> FeatureFilter:
         """The store's filter."""
         return FeatureFilter(
             concept=self.concept,
+            category=self.category,
+            domain=self.domain,
+            specific=self.specific,
             min_rate_gap=self.min_rate_gap,
             min_auroc=self.min_auroc,
             min_density=self.min_density,
             max_density=self.max_density,
             explained=self.has_explanation,
+            min_explanation_score=self.min_explanation_score,
+            tag=self.tag,
             text=self.q,
         )
 

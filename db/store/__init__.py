@@ -6,7 +6,7 @@
 - `rankings`: both for specificity of SAEs and rankings of runs, whose records are read whole.
 - `ledger`: what asking language models cost and how it ended, by run.
 - `published`: scores without n and tags that others published.
-- `listing`: what the service shows in tables: `list_models`, `list_saes`, `list_features`.
+- `listing`, `feature_listing`: what the service shows in tables: `list_models`, `list_saes`, `list_features`.
 
 All take a session of `db.engine.reading` or `db.engine.writing`; none commits.
 """
@@ -21,17 +21,9 @@ from db.store.directions import (
     save_direction_reading,
     save_direction_search,
 )
+from db.store.feature_listing import FeatureFilter, FeatureListing, FeaturePage, FeatureSort, list_features
 from db.store.ledger import features_failed, load_ledger, save_ledger_entries
-from db.store.listing import (
-    FeatureFilter,
-    FeatureListing,
-    FeaturePage,
-    FeatureSort,
-    SaeListing,
-    list_features,
-    list_models,
-    list_saes,
-)
+from db.store.listing import SaeListing, list_models, list_saes
 from db.store.loading import (
     Explained,
     FeatureBundle,
@@ -52,7 +44,9 @@ from db.store.loading import (
     load_top_contexts,
 )
 from db.store.published import (
+    list_tags,
     load_feature_tags,
+    load_published_of,
     load_published_scores,
     save_feature_tags,
     save_published_scores,
@@ -91,6 +85,7 @@ __all__ = [
     "list_models",
     "list_runs",
     "list_saes",
+    "list_tags",
     "load_concept_scores",
     "load_direction",
     "load_direction_evaluation",
@@ -102,6 +97,7 @@ __all__ = [
     "load_feature_tags",
     "load_ledger",
     "load_model",
+    "load_published_of",
     "load_published_scores",
     "load_run",
     "load_sae",

@@ -4,12 +4,12 @@ Rule of keys as in `saving`: the same key again replaces what was there. The tag
 replaced whole.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import ColumnElement, and_, delete, false, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from db.lookup import find_feature
+from db.lookup import find_feature, find_sae
 from db.store.loading import Kept
 from db.store.saving import FeatureWriter, chunks, require_run, upsert
 from db.tables import FeatureTagRow, PublishedScoreRow
@@ -89,3 +89,46 @@ def load_feature_tags(session: Session, feature: FeatureId) -> list[Kept[Feature
         Kept(FeatureTags(feature=feature, tags=tuple(one.tag for one in tags), source=source), tags[0].run_id)
         for source, tags in found.items()
     ]
+
+
+def load_published_of(
+    session: Session, features: Sequence[FeatureId]
+) -> dict[FeatureId, tuple[list[PublishedScore], list[FeatureTags]]]:
+    """Published scores and tags of each of these features, as the two functions above give them; two queries in all.
+
+    Raises:
+        NotFound: an SAE is not kept.
+    """
+    sae_keys = {slug: find_sae(session, slug).sae_key for slug in {one.sae for one in features}}
+    owners = {(sae_keys[one.sae], one.index): one for one in features}
+    score, tag = PublishedScoreRow, FeatureTagRow
+    scores: dict[FeatureId, list[PublishedScore]] = {}
+    ordered = select(score).where(_is_among(score, owners)).order_by(score.source, score.method)
+    for one in session.scalars(ordered):
+        feature = owners[one.sae_key, one.feature_index]
+        found = PublishedScore(feature=feature, method=one.method, value=one.value, source=one.source)
+        scores.setdefault(feature, []).append(found)
+    tags: dict[tuple[FeatureId, str], list[str]] = {}
+    for each in session.scalars(select(tag).where(_is_among(tag, owners)).order_by(tag.source, tag.place)):
+        tags.setdefault((owners[each.sae_key, each.feature_index], each.source), []).append(each.tag)
+    tagged: dict[FeatureId, list[FeatureTags]] = {}
+    for (feature, source), names in tags.items():
+        tagged.setdefault(feature, []).append(FeatureTags(feature=feature, tags=tuple(names), source=source))
+    return {one: (scores.get(one, []), tagged.get(one, [])) for one in features}
+
+
+def list_tags(session: Session) -> dict[str, int]:
+    """Tags that any source gives, by name, with the number of features that have each."""
+    row = FeatureTagRow
+    features = select(row.tag, row.sae_key, row.feature_index).distinct().subquery()
+    query = select(features.c.tag, func.count()).group_by(features.c.tag).order_by(features.c.tag)
+    return {one[0]: one[1] for one in session.execute(query)}
+
+
+def _is_among(
+    row: type[PublishedScoreRow | FeatureTagRow], owners: Mapping[tuple[int, int], FeatureId]
+) -> ColumnElement[bool]:
+    by_sae: dict[int, list[int]] = {}
+    for sae_key, index in owners:
+        by_sae.setdefault(sae_key, []).append(index)
+    return or_(false(), *(and_(row.sae_key == sae, row.feature_index.in_(some)) for sae, some in by_sae.items()))

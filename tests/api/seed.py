@@ -5,6 +5,7 @@ import random
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from db import store
 from db.engine import writing
@@ -16,9 +17,11 @@ from safe_sail.records import (
     Explanation,
     ExplanationScore,
     FeatureId,
+    FeatureTags,
     Histogram,
     JudgeMethod,
     ModelRef,
+    PublishedScore,
     RunInfo,
     SaeFacts,
     SaeRef,
@@ -87,6 +90,19 @@ def fill(engine: Engine) -> None:
         silent = TopContexts(feature=SILENT_FEATURE, contexts=(), n_tokens_seen=98_304, density=0.0, max_activation=0.0,
                              histogram=None)  # fmt: skip
         store.save_top_contexts(session, [silent], run_id=RUN)
+        _publish(session)
+
+
+def _publish(session: Session) -> None:
+    told = [FeatureId(sae=BARE, index=index) for index in (2, 5)] + [FeatureId(sae=BEST, index=15)]
+    store.save_published_scores(session, [
+        PublishedScore(feature=one, method="correlation_score", value=0.62 - 0.2 * i, source="others-1")
+        for i, one in enumerate(told)
+    ], run_id=RUN)  # fmt: skip
+    store.save_feature_tags(session, [
+        FeatureTags(feature=one, tags=("terror", "<b>politics</b>")[: 1 + i % 2], source="others-1")
+        for i, one in enumerate(told)
+    ], run_id=RUN)  # fmt: skip
 
 
 def _model(name: str) -> ModelRef:

@@ -13,7 +13,7 @@ from api.pages.render import FOLDER
 from api.pages.tokens import step, text_parts, token_views
 from api.settings import ServiceSettings
 from safe_sail.records import Context, Estimate, Histogram
-from tests.api.seed import BARE, BEST, HOSTILE_FEATURE, SILENT_FEATURE
+from tests.api.seed import BARE, BEST, HOSTILE_FEATURE, SILENT_FEATURE, WEAK
 
 HTML = {"accept": "text/html,application/xhtml+xml"}
 
@@ -26,7 +26,14 @@ HTML = {"accept": "text/html,application/xhtml+xml"}
         (f"/saes/{BEST}", "41 of 512 features are known"),
         (f"/saes/{BEST}?q=&concept=&sort=score", "41 of 512 features are known"),
         (f"/saes/{BEST}?q=zebra", "No feature passes all of these filters."),
-        (f"/saes/{BARE}", "Nothing is known of this SAE's features yet"),
+        (f"/saes/{WEAK}", "Nothing is known of this SAE's features yet"),
+        ("/features", "43 features are known"),
+        (f"/features?sae={BARE}", "2 features match"),
+        ("/features?tag=terror", "3 features match"),
+        ("/features?domain=politics&specific=true&sort=explanation", "features match"),
+        (f"/features?sae={BARE}&sort=published", '0.62 <span class="muted small">correlation score'),
+        (f"/saes/{BARE}/features/2", "its n and interval were not published"),
+        (f"/saes/{BARE}/features/5", "&lt;b&gt;politics&lt;/b&gt;"),
         (f"/saes/{BEST}/features/3", "words of insult"),
         (f"/saes/{BEST}/features/3", "n = 10 contexts, 1 left out as constant; control 0.03 (−0.05 to 0.12), n = 39"),
         (f"/saes/{BEST}/features/{SILENT_FEATURE.index}", "It may be dead"),
@@ -47,6 +54,18 @@ def test_hostile_text_is_escaped(client: TestClient):
     assert "{{7*7}}" in text
     assert "\u202e" not in text
     assert "\x00" not in text
+
+
+def test_intervals_stand_beside_the_scores_of_a_list(client: TestClient):
+    answer = client.get(f"/v1/saes/{BEST}/features/3").json()
+    gap = answer["concept_scores"][0]["record"]["rate_gap"]
+    judged = answer["explanations"][0]["scores"][0]["record"]["score"]
+    text = client.get(f"/saes/{BEST}?q=insult", headers=HTML).text
+    row = re.search(r"<li>(?:(?!</li>).)*features/3\".*?</li>", text, re.S)
+    assert row
+    for estimate in (gap, judged):
+        assert f"<b>{estimate['value']:.2f}</b>" in row[0]
+        assert f"{estimate['low']:.2f}–{estimate['high']:.2f}".replace("-", "−") in row[0]
 
 
 def test_a_hostile_search_is_escaped(client: TestClient):

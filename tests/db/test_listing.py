@@ -1,6 +1,7 @@
 """Listings against a naive filter and sort in the test, and pages that join without gap or repetition."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import Engine
@@ -16,29 +17,51 @@ from db.store import (
     list_runs,
     list_saes,
     save_concept_scores,
+    save_concepts,
     save_explanation_scores,
     save_explanations,
+    save_feature_tags,
+    save_published_scores,
     save_sae,
     save_sae_facts,
     save_sae_scores,
     save_top_contexts,
 )
 from safe_sail.errors import BadInput, NotFound
+from safe_sail.records import Concept, FeatureId, FeatureTags, PublishedScore
 from tests.db import builders as a
 
 DENSITIES = {index: (index % 4) / 8 for index in range(10)}  # with ties
-GAPS = {(index, concept): random.Random(f"{index}{concept}").choice([-0.5, 0.0, 0.25, 0.5])
+GAPS = {(index, concept): random.Random(f"{index}{concept}").choice([-0.5, 0.0, 0.25, 0.5, 0.75])
         for index in range(4, 14) for concept in a.CONCEPTS[:2]}  # fmt: skip
 TEXTS = {2: "fires on bombs", 3: "fires on Bombers and food", 9: "food", 13: "a bomb"}
+JUDGED = {3: 0.5, 9: 0.75, 13: 0.5}
+PUBLISHED = {1: 0.25, 3: -0.5, 9: 0.25}
+TAGS = {3: ("terror", "politics"), 5: ("politics",)}
+PLACES = {"abuse": ("violence", "persons"), "cult": ("politics", "groups"), "weapons": ("violence", "arms")}
+SURE = {(index, concept): 0.01 if index % 3 else 0.5 for index, concept in GAPS}
 
 
 def fill(engine: Engine) -> None:
     a.catalogue(engine)
     with writing(engine) as session:
         save_top_contexts(session, [a.top_contexts(i, density) for i, density in DENSITIES.items()], run_id=a.RUN)
-        scores = [a.concept_score(i, concept, gap, auroc=0.5 + gap / 2) for (i, concept), gap in GAPS.items()]
+        places = [Concept(name=n, domain=d, category=c, harmful=True) for n, (d, c) in PLACES.items()]
+        save_concepts(session, places, run_id=a.RUN)
+        scores = [
+            replace(a.concept_score(i, concept, gap, auroc=0.5 + gap / 2), q_value=SURE[i, concept])
+            for (i, concept), gap in GAPS.items()
+        ]
         save_concept_scores(session, scores, run_id=a.RUN)
         save_explanations(session, [a.explanation(i, text) for i, text in TEXTS.items()], run_id=a.RUN)
+        save_explanation_scores(session, [a.explanation_score(i, v) for i, v in JUDGED.items()], run_id=a.RUN)
+        numbers = [
+            PublishedScore(feature=a.feature(i), method=method, value=value, source="theirs")
+            for i, best in PUBLISHED.items() for method, value in (("worse", best - 1), ("better", best))
+        ]  # fmt: skip
+        save_published_scores(session, numbers, run_id=a.RUN)
+        tagged = [FeatureTags(feature=a.feature(i), tags=tags, source="theirs") for i, tags in TAGS.items()]
+        save_feature_tags(session, tagged, run_id=a.RUN)
 
 
 def all_rows(engine: Engine, sort: FeatureSort, filters: FeatureFilter, limit: int) -> list[FeatureListing]:
@@ -55,18 +78,41 @@ def all_rows(engine: Engine, sort: FeatureSort, filters: FeatureFilter, limit: i
             assert len(page.rows) == limit
 
 
-def best_gap(index: int, concept: str | None) -> float:
-    return max((gap for (i, name), gap in GAPS.items() if i == index and concept in (None, name)), default=-9.0)
+def best_gap(index: int, concept: str | None = None, domain: str | None = None, category: str | None = None) -> float:
+    gaps = [
+        gap for (i, name), gap in GAPS.items()
+        if i == index and concept in (None, name) and domain in (None, PLACES[name][0])
+        and category in (None, PLACES[name][1])
+    ]  # fmt: skip
+    return max(gaps, default=-9.0)
+
+
+def is_specific(index: int, concept: str | None = None) -> bool:
+    found = [key for key in GAPS if key[0] == index and concept in (None, key[1])]
+    return any(GAPS[key] > 0.5 and SURE[key] < 0.05 for key in found)
 
 
 SORT_VALUE = {
-    FeatureSort.INDEX: lambda index, concept: index,
-    FeatureSort.DENSITY: lambda index, concept: -DENSITIES.get(index, -9.0),
-    FeatureSort.SCORE: lambda index, concept: -best_gap(index, concept),
+    FeatureSort.INDEX: lambda index, filters: index,
+    FeatureSort.DENSITY: lambda index, filters: -DENSITIES.get(index, -9.0),
+    FeatureSort.SCORE: lambda index, filters: -best_gap(index, filters.concept, filters.domain, filters.category),
+    FeatureSort.EXPLANATION: lambda index, filters: -JUDGED.get(index, -9.0),
+    FeatureSort.PUBLISHED: lambda index, filters: -PUBLISHED.get(index, -9.0),
 }
 FILTERS = {
     "none": (FeatureFilter(), lambda i: True),
     "concept": (FeatureFilter(concept="cult"), lambda i: (i, "cult") in GAPS),
+    "domain": (FeatureFilter(domain="politics"), lambda i: (i, "cult") in GAPS),
+    "domain and gap": (
+        FeatureFilter(domain="violence", min_rate_gap=0.25), lambda i: best_gap(i, domain="violence") >= 0.25
+    ),
+    "category": (FeatureFilter(category="persons"), lambda i: (i, "abuse") in GAPS),
+    "category of another domain": (FeatureFilter(category="persons", domain="politics"), lambda i: False),
+    "specific": (FeatureFilter(specific=True), is_specific),
+    "specific to a concept": (FeatureFilter(specific=True, concept="cult"), lambda i: is_specific(i, "cult")),
+    "to none": (FeatureFilter(specific=False), lambda i: not is_specific(i)),
+    "judged": (FeatureFilter(min_explanation_score=0.75), lambda i: i == 9),
+    "tag": (FeatureFilter(tag="politics"), lambda i: i in (3, 5)),
     "concept nobody scored": (FeatureFilter(concept="weapons"), lambda i: False),
     "gap": (FeatureFilter(min_rate_gap=0.25), lambda i: best_gap(i, None) >= 0.25),
     "gap of a concept": (FeatureFilter(concept="cult", min_rate_gap=0.25), lambda i: best_gap(i, "cult") >= 0.25),
@@ -84,13 +130,18 @@ FILTERS = {
 }  # fmt: skip
 
 
+EMPTY = {"concept nobody scored", "text without words", "category of another domain"}
+
+
 @pytest.mark.parametrize("limit", [1, 3, 100])
 @pytest.mark.parametrize("sort", FeatureSort)
 def test_pages_hold_what_a_naive_filter_and_sort_finds(shared_engine: Engine, sort: FeatureSort, limit: int) -> None:
     fill(shared_engine)
     for name, (filters, holds) in FILTERS.items():
         known = sorted(set(DENSITIES) | set(TEXTS) | {index for index, _ in GAPS})
-        expected = sorted(filter(holds, known), key=lambda i: (SORT_VALUE[sort](i, filters.concept), i))
+        assert name in EMPTY or any(map(holds, known)), name
+        assert name == "none" or not all(map(holds, known)), name
+        expected = sorted(filter(holds, known), key=lambda i: (SORT_VALUE[sort](i, filters), i))
         assert [row.index for row in all_rows(shared_engine, sort, filters, limit)] == expected, name
 
 
@@ -107,11 +158,42 @@ def test_a_row_shows_the_best_concept_and_the_best_judged_explanation(engine: En
     with reading(engine) as session:
         (best,) = list_features(session, a.SAE).rows
         assert best == FeatureListing(
-            index=3, density=0.125, max_activation=3.0, n_contexts=2, concept="cult", rate_gap=0.5, auroc=1.0,
-            explanation="better", explainer="llm", explanation_score=0.5,
+            sae=a.SAE, index=3, density=0.125, max_activation=3.0, n_contexts=2, concept="cult",
+            rate_gap=a.estimate(0.5), auroc=a.estimate(1.0), explanation="better", explainer="llm",
+            explanation_score=a.estimate(0.5), explanation_control=a.estimate(0.0),
         )  # fmt: skip
         (of_concept,) = list_features(session, a.SAE, filters=FeatureFilter(concept="weapons")).rows
-        assert (of_concept.concept, of_concept.rate_gap) == ("weapons", 0.25)
+        assert (of_concept.concept, of_concept.rate_gap) == ("weapons", a.estimate(0.25))
+
+
+@pytest.mark.parametrize("sort", FeatureSort)
+def test_pages_over_all_saes_join_without_gap(engine: Engine, sort: FeatureSort) -> None:
+    fill(engine)
+    other = "tiny.resid_post.1.topk4-16"
+    with writing(engine) as session:
+        save_sae(session, a.sae(other, site="resid_post.1"), run_id=a.RUN)
+        theirs = [replace(a.top_contexts(i, d), feature=FeatureId(sae=other, index=i)) for i, d in DENSITIES.items()]
+        save_top_contexts(session, theirs, run_id=a.RUN)
+    found: list[tuple[str, int]] = []
+    cursor = None
+    with reading(engine) as session:
+        while True:
+            page = list_features(session, None, sort=sort, cursor=cursor, limit=4)
+            found += [(row.sae, row.index) for row in page.rows]
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+    known = [(a.SAE, i) for i in sorted(set(DENSITIES) | set(TEXTS) | {index for index, _ in GAPS})]
+    known += [(other, i) for i in DENSITIES]  # known only by its density
+
+    def place(key: tuple[str, int]) -> tuple[float, bool, int]:
+        has_value = sort is FeatureSort.DENSITY or (key[0] == a.SAE and sort is not FeatureSort.INDEX)
+        return SORT_VALUE[sort](key[1], FeatureFilter()) if has_value else (9.0), key[0] == other, key[1]
+
+    if sort is FeatureSort.INDEX:
+        assert found == known
+    else:
+        assert found == sorted(known, key=place)
 
 
 def test_an_sae_without_results_has_an_empty_page(engine: Engine) -> None:
@@ -140,6 +222,9 @@ def test_unknown_names_and_limits_are_refused(shared_engine: Engine) -> None:
         for concept in ("peace", "a\x00b", "\ud800"):
             with pytest.raises(NotFound, match="no concept"):
                 list_features(session, a.SAE, filters=FeatureFilter(concept=concept))
+            for level in ("category", "domain"):
+                with pytest.raises(NotFound, match=f"no {level}"):
+                    list_features(session, a.SAE, filters=FeatureFilter(**{level: concept}))
         for limit in (0, -1, 1001):
             with pytest.raises(BadInput, match="1 to 1000"):
                 list_features(session, a.SAE, limit=limit)
@@ -150,7 +235,7 @@ def test_unknown_names_and_limits_are_refused(shared_engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("name", ["min_rate_gap", "min_auroc", "min_density", "max_density"])
+@pytest.mark.parametrize("name", ["min_rate_gap", "min_auroc", "min_density", "max_density", "min_explanation_score"])
 def test_a_bound_that_is_no_number_is_refused(name: str, value: float) -> None:
     with pytest.raises(BadInput, match=f"`{name}` must be a finite number"):
         FeatureFilter(**{name: value})

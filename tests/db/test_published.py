@@ -8,7 +8,9 @@ from sqlalchemy import Engine, delete
 from db.engine import reading, writing
 from db.store import (
     Kept,
+    list_tags,
     load_feature_tags,
+    load_published_of,
     load_published_scores,
     save_feature_tags,
     save_published_scores,
@@ -79,6 +81,24 @@ def test_a_source_replaces_its_own_word_and_no_other(engine: Engine) -> None:
             Kept(tagged(3, "violence"), a.LATER_RUN),
         ]
         assert load_feature_tags(session, a.feature(4)) == []
+
+
+def test_a_page_of_features_has_what_each_has_alone(engine: Engine) -> None:
+    a.catalogue(engine)
+    with writing(engine) as session:
+        save_published_scores(session, [score(3), score(3, 0.75, "ours"), score(5)], run_id=a.RUN)
+        save_feature_tags(session, [tagged(3, "terror", "cult"), tagged(4, "cult", source="ours")], run_id=a.RUN)
+        save_feature_tags(session, [tagged(4, "cult"), tagged(9, "cult")], run_id=a.RUN)
+    with reading(engine) as session:
+        page = [a.feature(index) for index in (5, 3, 4, 8)]
+        found = load_published_of(session, page)
+        assert list(found) == page
+        for feature, (scores, tags) in found.items():
+            assert scores == [kept.record for kept in load_published_scores(session, feature)]
+            assert tags == [kept.record for kept in load_feature_tags(session, feature)]
+        assert found[a.feature(4)][1] != []
+        assert load_published_of(session, []) == {}
+        assert list_tags(session) == {"cult": 3, "terror": 1}
 
 
 def test_no_tags_take_the_former_ones_away(engine: Engine) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.api.seed import BARE, BEST, HOSTILE_FEATURE, SILENT_FEATURE, UNKNOWN_FEATURE
+from tests.api.seed import BARE, BEST, HOSTILE_FEATURE, SILENT_FEATURE, UNKNOWN_FEATURE, WEAK
 from tests.web.conftest import Complaints, watched
 
 pytestmark = pytest.mark.browser
@@ -21,7 +21,10 @@ PAGES = {
     "features": f"/saes/{BEST}",
     "filtered": f"/saes/{BEST}?concept=insult&min_rate_gap=0.2&sort=density",
     "nothing matches": f"/saes/{BEST}?q=zebra",
-    "unscored SAE": f"/saes/{BARE}",
+    "unscored SAE": f"/saes/{WEAK}",
+    "published only": f"/saes/{BARE}?sort=published&domain=politics",
+    "all features": "/features?specific=true",
+    "published feature": f"/saes/{BARE}/features/5",
     "feature": f"/saes/{BEST}/features/3",
     "hostile feature": f"/saes/{BEST}/features/{HOSTILE_FEATURE.index}",
     "silent feature": f"/saes/{BEST}/features/{SILENT_FEATURE.index}",
@@ -87,6 +90,14 @@ def test_filters_narrow_the_list(page: Page, site: str, complaints: Complaints):
     expect(page.get_by_label("Explanation holds the words")).to_have_value("insult")
     page.get_by_role("link", name="Clear").click()
     expect(page.get_by_role("heading", name="41 of 512 features are known")).to_be_visible()
+    page.get_by_role("navigation", name="Main").get_by_role("link", name="Features").click()
+    page.get_by_text("More filters").click()
+    page.get_by_label("SAE", exact=True).select_option(BARE)
+    page.get_by_label("Order").select_option("published score")
+    page.get_by_role("button", name="Show").click()
+    expect(page.get_by_role("heading", name="2 features match")).to_be_visible()
+    expect(page.locator(".features > li").first).to_contain_text("0.62 correlation score")
+    expect(page.get_by_label("SAE", exact=True)).to_be_visible()  # what is set is not folded away
     assert complaints == []
 
 

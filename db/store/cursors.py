@@ -1,0 +1,44 @@
+"""Cursors of feature listings: the sort value and the key of a page's last row, as one opaque word."""
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from safe_sail.errors import BadInput
+
+
+class LastRow(NamedTuple):
+    """Where a page ended."""
+
+    sae_key: int
+    feature_index: int
+    value: float
+
+
+def write_cursor(sort: str, last: Sequence[Any]) -> str:
+    """The word for a page that ended with this row of SAE, index and sort value."""
+    sae_key, index, value = last
+    return base64.urlsafe_b64encode(json.dumps([sort, value, sae_key, index]).encode()).decode().rstrip("=")
+
+
+def read_cursor(sort: str, cursor: str) -> LastRow:
+    """The row that a word of `write_cursor` means.
+
+    Raises:
+        BadInput: it is not one of this order.
+    """
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        kind, value, sae_key, index = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        if kind != sort or type(value) not in (int, float):
+            raise ValueError("other fields than expected")
+        if any(type(part) is not int or not 0 <= part < 2**31 for part in (sae_key, index)):
+            raise ValueError("other keys than expected")
+        return LastRow(sae_key, index, float(value))
+    except (ValueError, TypeError, OverflowError, binascii.Error) as error:
+        raise BadInput(
+            f"`{cursor[:80]!r}` is no cursor of a listing sorted by `{sort}`; pass on `next_cursor` of the page "
+            f"before, with the same order, or leave it out."
+        ) from error
