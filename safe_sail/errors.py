@@ -40,6 +40,7 @@ SafeSailError
 │   ├── CompletionMissing         a prompt has no completion to contrast the models on
 │   ├── NoEffect                  two models score the same, so that no share of their difference can be told
 │   └── GuardUnfit                a guard cannot be trained, read or used
+├── WorkerLost                    a cluster's workers do not start, or die at the same work again and again
 ├── OrganismBehaviourError        a rebuilt model organism misses a behaviour bar, so nothing was written
 ├── JudgeError                    a judge's reply could not be used
 ├── LlmError                      a language model behind an endpoint cannot be asked
@@ -213,6 +214,8 @@ class NoEffect(NeuronError):
 
 class GuardUnfit(NeuronError):
     """A guard cannot be trained, read or used."""
+class WorkerLost(SafeSailError):
+    """A cluster's workers do not start, or die at the same work again and again."""
 
 
 class OrganismBehaviourError(SafeSailError):

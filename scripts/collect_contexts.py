@@ -2,6 +2,7 @@
 
 safe-sail collect-contexts
 safe-sail collect-contexts --model MODEL --sae FOLDER --corpus texts.jsonl --features 0-99,512 --state state
+safe-sail collect-contexts --model MODEL --sae FOLDER --corpus texts.jsonl --executor ray --workers 4 --device cuda
 """
 
 import hashlib
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from sqlalchemy import Engine
@@ -19,11 +20,10 @@ from db import store
 from db.engine import make_engine, writing
 from db.migrate import upgrade
 from safe_sail.data.corpus import Document, corpus_batches, read_documents
-from safe_sail.data.saved_state import load_state, save_state
 from safe_sail.errors import BadInput
+from safe_sail.execution.executors import RayExecutor
 from safe_sail.features.context_buffers import ContextBuffers
-from safe_sail.features.context_state import State, buffers_of, state_of
-from safe_sail.features.contexts import Collected, collected, fill_buffers, numbered
+from safe_sail.features.contexts import Collected, collected
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.organism.grammar import documents
@@ -31,6 +31,7 @@ from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import RunInfo
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ContextSettings
+from scripts.context_runs import StateFolder, Subjects, fill_here, fill_on_workers
 from scripts.options import DEFAULT_DATABASE, DatabaseUrl, Device, Seed
 from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, load_handle, load_saes, save_subjects
 
@@ -53,14 +54,23 @@ def collect_contexts(
     n_contexts: Annotated[int, typer.Option(help="Top contexts kept per feature.")] = DEFAULTS.n_contexts,
     window: Annotated[int, typer.Option(help="Tokens in one context.")] = DEFAULTS.window,
     batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = DEFAULTS.batch_size,
+    executor: Annotated[str, typer.Option(help="inline, in this process; or ray, on workers.")] = "inline",
+    workers: Annotated[int, typer.Option(min=1, help="Ray workers; each loads the model.")] = 1,
+    worker_cpus: Annotated[int, typer.Option(min=1, help="CPUs, and so threads, of each worker.")] = 1,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster, HOST:PORT or auto; else Ray runs on this machine alone.")
+    ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
     """Collect what SAE features fire on, and store it."""
+    crew = _executor(executor, workers, worker_cpus, ray_address, device)
     settings = ContextSettings(n_documents=n_documents, n_contexts=n_contexts, window=window, batch_size=batch_size)
-    handle = load_handle(model, model_id, device=device, dtype=dtype)
-    saes = load_saes(sae, handle, device=device)
+    # workers have the devices; what is here only tells them apart
+    device_here = "cpu" if crew else device
+    handle = load_handle(model, model_id, device=device_here, dtype=dtype)
+    saes = load_saes(sae, handle, device=device_here)
     chosen = {one.ref.slug: parse_features(features, one) for one in saes}
     batches = _batches(_documents(corpus, text_field, settings, seed), handle, saes, settings)
     job = {
@@ -72,12 +82,20 @@ def collect_contexts(
         "settings": asdict(settings),
         "seed": seed,
     }
-    buffers = _resume(state, job) or ContextBuffers(chosen, settings=settings, seed=seed)
+    folder = StateFolder(state, job, save_every=save_every)
+    buffers = folder.load() or ContextBuffers(chosen, settings=settings, seed=seed)
     engine = make_engine(database)
     upgrade(engine)
-    run = start_run("collect-contexts", settings=job, seed=seed, device=str(handle.device))
+    run = start_run("collect-contexts", settings=job, seed=seed, device=f"{workers} x {device}" if crew else device)
     save_subjects(engine, run, handle, saes, source=model or "the embedded organism")
-    _fill(buffers, handle, saes, batches, state=state, save_every=save_every, job=job)
+    if crew is None:
+        fill_here(buffers, handle, saes, batches, folder)
+    else:
+        load = Subjects(
+            model=model, model_id=model_id, sae=None if sae is None else tuple(sae), device=device, dtype=dtype,
+            features=chosen, settings=settings, seed=seed, threads=worker_cpus,
+        )  # fmt: skip
+        fill_on_workers(buffers, crew, load, batches, folder)
     n_features = sum(map(len, chosen.values()))
     n_fired = _save_contexts(engine, run, collected(buffers, handle.tokenizer), n_features)
     engine.dispose()
@@ -105,6 +123,19 @@ def parse_features(text: str | None, sae: SAEHandle) -> list[int]:
             raise BadInput(f"--features: SAE {sae.ref.slug} has features 0 to {sae.d_sae - 1}; got {part.strip()!r}.")
         found += range(start, stop + 1)
     return list(dict.fromkeys(found))
+
+
+def _executor(name: str, workers: int, cpus: int, address: str | None, device: str) -> RayExecutor | None:
+    """The workers asked for; None to stay in this process."""
+    if name == "inline":
+        if (workers, cpus, address) != (1, 1, None):
+            raise BadInput("--workers, --worker-cpus and --ray-address belong to --executor ray.")
+        return None
+    if name != "ray":
+        raise BadInput(f"--executor: expected inline or ray; got {name!r}.")
+    if device not in ("cpu", "cuda"):
+        raise BadInput(f"--device: Ray gives each worker its GPU, which is `cuda` to it; got {device!r}.")
+    return RayExecutor(workers=workers, address=address, cpus=cpus, gpus=float(device == "cuda"))
 
 
 # corpus
@@ -156,53 +187,6 @@ def _corpus_facts(corpus: Path | None, settings: ContextSettings, text_field: st
                 while part := file.read(2**20):
                     digest.update(part)
     return {"name": corpus.name, "sha256": digest.hexdigest(), "text_field": text_field}
-
-
-# collect
-
-
-def _resume(folder: Path | None, job: dict[str, Any]) -> ContextBuffers | None:
-    """The buffers that a killed run of the same job has saved."""
-    saved = None if folder is None else load_state(folder)
-    if saved is None:
-        return None
-    before = saved.info.get("job", {})
-    differing = [name for name in job if before.get(name) != job[name]]
-    if differing:
-        raise BadInput(
-            f"the state in `{folder}` belongs to another run: {', '.join(differing)} differ. Give another folder."
-        )
-    return buffers_of(State(saved.tensors, saved.info))
-
-
-def _fill(
-    buffers: ContextBuffers,
-    model: HookedModel,
-    saes: Sequence[SAEHandle],
-    batches: Iterable[TokenBatch],
-    *,
-    state: Path | None,
-    save_every: int,
-    job: dict[str, Any],
-) -> None:
-    """Takes in the batches that the buffers have not seen; saves them now and then, and at the end."""
-    bar = tqdm(desc="collecting contexts", unit="window", initial=buffers.n_windows, disable=None)
-    rest = (one for one in numbered(batches) if one.first >= buffers.n_windows)
-    n_unsaved = 0
-    for n in fill_buffers(buffers, model, saes, rest):
-        bar.update(n)
-        n_unsaved += n
-        if state is not None and n_unsaved >= save_every:
-            _save_state(state, buffers, job)
-            n_unsaved = 0
-    bar.close()
-    if state is not None and n_unsaved:
-        _save_state(state, buffers, job)
-
-
-def _save_state(folder: Path, buffers: ContextBuffers, job: dict[str, Any]) -> None:
-    tensors, info = state_of(buffers)
-    save_state(folder, tensors, info | {"job": job})
 
 
 # save

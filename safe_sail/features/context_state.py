@@ -72,7 +72,8 @@ def buffers_of(state: State) -> ContextBuffers:
             for name, kept in (("top", one.top), ("spread", one.spread)):
                 if kept is not None:
                     _restore(kept, f"{place}.{name}", tensors)
-            one.drawn = _drawn_windows({name: tensors[f"{place}.drawn.{name}"] for name in _DRAWN_NAMES})
+            drawn = {name: tensors[f"{place}.drawn.{name}"] for name in _DRAWN_NAMES}
+            one.drawn = _drawn_windows(drawn, buffers.drawn_numbers)
         buffers.prune()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"expected a whole state of context buffers; {error!r}. Collect anew.") from error
@@ -93,10 +94,11 @@ def _drawn_tensors(drawn: Mapping[int, SparseWindow]) -> dict[str, Tensor]:
     }
 
 
-def _drawn_windows(tensors: Mapping[str, Tensor]) -> dict[int, SparseWindow]:
+def _drawn_windows(tensors: Mapping[str, Tensor], numbers: Iterable[int]) -> dict[int, SparseWindow]:
+    """By number; a window on which no feature fires has no entry in the tensors and is drawn all the same."""
     windows = tensors["windows"]
     found = {}
-    for number in windows.unique().tolist():
+    for number in sorted(numbers):
         inside = windows == number
         features, positions, values = (tensors[name][inside] for name in _DRAWN_NAMES[1:])
         found[number] = SparseWindow(features, positions, values)

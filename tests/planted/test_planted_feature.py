@@ -8,9 +8,10 @@ import torch
 
 from safe_sail.data.concepts import ConceptDataset, LabelledText
 from safe_sail.errors import BadInput, BadText
-from safe_sail.execution import InlineExecutor
+from safe_sail.execution.executors import InlineExecutor
 from safe_sail.features.context_buffers import ContextBuffers
-from safe_sail.features.contexts import NumberedBatch, collect_contexts, collected, fill_buffers, numbered
+from safe_sail.features.context_shards import ShardTask, merge_packed, unpacked
+from safe_sail.features.contexts import collect_contexts, collected, fill_buffers, numbered
 from safe_sail.features.score import ConceptSplits, score_saes, text_maxima
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import special_ids
@@ -204,15 +205,13 @@ def test_shards_through_an_executor_give_the_same_as_one_pass(model: HookedModel
     settings = ContextSettings(n_contexts=3, n_spread=2, n_random=4, batch_size=7)
     batches = list(numbered(model.batch(texts[first : first + 7]) for first in range(0, 80, 7)))
 
-    def fill(shard: list[NumberedBatch]) -> ContextBuffers:
-        buffers = ContextBuffers({"planted": [PLANTED, 1]}, settings=settings, seed=5)
-        assert sum(fill_buffers(buffers, model, [sae], shard)) == buffers.n_windows
-        return buffers
-
-    whole = fill(batches)
-    merged = ContextBuffers({"planted": [PLANTED, 1]}, settings=settings, seed=5)
-    for part in InlineExecutor().run(fill, [batches[1::3], batches[2::3], batches[0::3]]):
-        merged.merge(part)
+    task = ShardTask(model=model, saes=[sae], features={"planted": [PLANTED, 1]}, settings=settings, seed=5)
+    whole = ContextBuffers(task.features, settings=settings, seed=5)
+    assert sum(fill_buffers(whole, model, [sae], batches)) == whole.n_windows == 80
+    groups = [[tuple(batches[1::3]), tuple(batches[2::3])], [tuple(batches[0::3])]]
+    merged = ContextBuffers(task.features, settings=settings, seed=5)
+    for part in InlineExecutor().merged(lambda: task, groups, merge_packed):
+        merged.merge(unpacked(part))
     assert list(collected(merged, model.tokenizer)) == list(collected(whole, model.tokenizer))
 
 

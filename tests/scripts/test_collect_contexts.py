@@ -19,6 +19,7 @@ from safe_sail.errors import BadInput, BadText, CorpusUnreadable, SaeModelMismat
 from safe_sail.model.tokens import special_ids
 from safe_sail.records import FeatureId
 from safe_sail.sae.load import load_sae
+from scripts import context_runs
 from scripts.collect_contexts import collect_contexts
 from tests.tiny import TEXTS, TinyModels
 from tests.unit.sae.test_load import write_folder
@@ -112,6 +113,31 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(job: dict[str, object],
             features = [FeatureId(sae="tiny-sae", index=index) for index in range(D_SAE)]
             found.append([store.load_top_contexts(session, feature).record for feature in features])
     assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_workers_of_ray_end_in_the_same_bytes(job: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    # 140 windows in shards of 16 and groups of three shards, so that shards merge and groups too
+    monkeypatch.setattr(context_runs, "_SHARD_BATCHES", 2)
+    database = {"database": f"sqlite:///{tmp_path / 'ray.db'}"}
+    collect_contexts(**job, state=tmp_path / "inline")  # type: ignore[arg-type]
+    collect_contexts(**(job | database), state=tmp_path / "ray", save_every=40, executor="ray", workers=2)  # type: ignore[arg-type]
+    assert _n_windows(tmp_path / "ray") == 140
+    assert _bytes_of(tmp_path / "ray") == _bytes_of(tmp_path / "inline")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"executor": "dask"}, "inline or ray; got 'dask'"),
+        ({"workers": 2}, "belong to --executor ray"),
+        ({"executor": "ray", "device": "cuda:1"}, "gives each worker its GPU"),
+    ],
+)
+def test_executors_that_cannot_be_are_refused(job: dict[str, object], change: dict[str, object], says: str):
+    with pytest.raises(BadInput, match=says):
+        collect_contexts(**(job | change))  # type: ignore[arg-type]
 
 
 def _n_windows(folder: Path) -> int:

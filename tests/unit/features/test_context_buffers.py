@@ -195,3 +195,14 @@ def test_a_state_with_a_part_missing_is_refused():
     del state.tensors["0.top.values"]
     with pytest.raises(BadInput, match="Collect anew"):
         buffers_of(state)
+
+
+def test_a_drawn_window_on_which_nothing_fires_survives_a_state():
+    silent = corpus(3, seed=0)
+    for acts in silent.acts.values():
+        acts.zero_()
+    buffers = empty()
+    silent.put(buffers, 0, 3)
+    found = buffers_of(state_of(buffers))
+    assert found.drawn_numbers == {0, 1, 2}
+    assert all(set(one.drawn) == {0, 1, 2} for one in found.saes.values())

@@ -1,0 +1,1 @@
+"""Where the parts of a long computation run: in this process, or on the workers of a Ray cluster."""
