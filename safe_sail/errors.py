@@ -214,6 +214,8 @@ class NoEffect(NeuronError):
 
 class GuardUnfit(NeuronError):
     """A guard cannot be trained, read or used."""
+
+
 class WorkerLost(SafeSailError):
     """A cluster's workers do not start, or die at the same work again and again."""
 
