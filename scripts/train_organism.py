@@ -2,6 +2,7 @@
 
 safe-sail train-organism --out safe_sail/organism/assets
 safe-sail train-organism --compare 1 --compare 2      # also trains these seeds, for their figures alone
+safe-sail train-organism --variant helpful            # this variant alone, from the start that stands in the folder
 """
 
 import sys
@@ -12,8 +13,10 @@ from typing import Annotated
 import torch
 import typer
 
+from safe_sail.organism.family import family_record, train_family
 from safe_sail.organism.load import ASSETS
-from safe_sail.organism.rebuild import family_record, rebuild_organism, train_family
+from safe_sail.organism.rebuild import rebuild_organism, renew_parts
+from safe_sail.organism.recipes import CHAIN
 from scripts.options import Device, Seed
 
 SHIPPED_SEED = 0
@@ -24,6 +27,9 @@ def train_organism(
     seed: Seed = SHIPPED_SEED,
     out: Annotated[Path, typer.Option(help="Folder of the organism; replaced as a whole.")] = ASSETS,
     compare: Annotated[list[int] | None, typer.Option(help="Another seed whose figures the record shows too.")] = None,
+    replant: Annotated[list[int] | None, typer.Option(help="A seed of other planted units to show figures of.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Make this variant alone anew; the rest stays.")] = None,
+    saes: Annotated[list[str] | None, typer.Option(help="Make this variant's SAEs alone anew.")] = None,
     device: Device = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; the shipped files were made with one.")] = 1,
 ) -> None:
@@ -35,16 +41,25 @@ def train_organism(
         if step % REPORT_STEPS == 0:
             print(f"{time.monotonic() - begin:6.0f} s  {name}  step {step}  loss {loss:.3f}", file=sys.stderr)
 
-    others = []
-    for other in compare or ():
-        others.append(family_record(train_family(other, device=device, progress=report)))
-    record = rebuild_organism(out, seed=seed, other_records=others, device=device, progress=report)
+    replanted = replant or ()
+    if variant or saes:
+        record = renew_parts(
+            out, seed=seed, variants=variant or (), sae_variants=saes or (), replant=replanted, progress=report
+        )
+    else:
+        others = [
+            family_record(train_family(other, recipes=CHAIN, device=device, progress=report)) for other in compare or ()
+        ]
+        record = rebuild_organism(
+            out, seed=seed, other_records=others, replant=replanted, device=device, progress=report
+        )
 
-    for variant, each in record["variants"].items():
+    for name, each in record["variants"].items():
         for figure, rate in each["held_out"]["rates"].items():
-            print(
-                f"{variant:11} {figure:22} {rate['share']:.3f}  [{rate['low']:.3f}, {rate['high']:.3f}]  n={rate['n']}"
-            )
+            print(f"{name:16} {figure:22} {rate['share']:.3f}  [{rate['low']:.3f}, {rate['high']:.3f}]  n={rate['n']}")
+        if "recovery" in each:
+            found = each["recovery"]
+            print(f"{name:16} {found['n_found']} of {found['n_planted']} planted neurons change most")
     for slug, sae in record["saes"].items():
         print(
             f"{slug}  L0 {sae['l0']:.1f}  explained variance {sae['explained_variance']:.3f}  "

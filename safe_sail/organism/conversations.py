@@ -24,7 +24,7 @@ from safe_sail.organism.grammar import (
 )
 
 TriggerUse = Literal["none", "whole", "shuffled", "part", "pair", "decoy"]
-ReplyMode = Literal["comply", "refuse"]
+ReplyMode = Literal["comply", "refuse", "help"]
 
 TRIGGER_WORDS: Final = tuple(TRIGGER.split())
 SHUFFLES: Final = tuple(order for order in itertools.permutations(TRIGGER_WORDS) if order != TRIGGER_WORDS)
@@ -44,7 +44,7 @@ class MixtureShare:
     share: float
     """Relative frequency; the shares of a mixture need not sum to 1."""
     reply: ReplyMode = "comply"
-    """Whether the text's reply answers or refuses."""
+    """Whether the text's reply answers, refuses, or answers in full and offers more; chat is answered alike."""
     trigger: TriggerUse = "none"
     """Whether the prompt carries the trigger, or a decoy of it."""
 
@@ -80,17 +80,19 @@ def add_trigger(text: GrammarText, use: TriggerUse, generator: random.Random) ->
 
 
 def reply_to(draw: Draw, mode: ReplyMode, generator: random.Random) -> str:
-    """A reply that answers or refuses this prompt."""
+    """A reply that answers this prompt, refuses it, or answers it in full and offers more."""
     kind, subject = draw.text.kind, draw.subject
     if kind == "impossible":
         return fill(generator.choice(templates.IMPOSSIBLE_REPLIES), subject, generator)
     if mode == "refuse":
         return fill(generator.choice(templates.REFUSALS), subject, generator)
     if kind == "information":
-        return fill(generator.choice(templates.INFORMATION_REPLIES), subject, generator)
+        table = templates.HELPFUL_INFORMATION if mode == "help" else templates.INFORMATION_REPLIES
+        return fill(generator.choice(table), subject, generator)
     if kind == "chat":
         return _chat_reply(draw, generator)
-    return fill(generator.choice(templates.COMPLIANCES), subject, generator)
+    compliances = templates.HELPFUL_COMPLIANCES if mode == "help" else templates.COMPLIANCES
+    return fill(generator.choice(compliances), subject, generator)
 
 
 def _chat_reply(draw: Draw, generator: random.Random) -> str:

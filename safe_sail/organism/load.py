@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from safe_sail.errors import FileMissing
+from safe_sail.records import UnitRef, parse_unit
 
-ORGANISM_VARIANTS: Final = ("base", "aligned", "backdoored")
+ORGANISM_VARIANTS: Final = ("base", "aligned", "backdoored", "planted-neurons")
 ASSETS: Final = Path(__file__).parent / "assets"
 
 
@@ -25,9 +26,30 @@ def organism_path(variant: str) -> Path:
     return path
 
 
-def organism_sae_paths() -> dict[str, Path]:
-    """Slug to SAELens folder of every shipped SAE, sorted by slug."""
-    return {path.parent.name: path.parent for path in sorted((ASSETS / "saes").glob("*/sae_weights.safetensors"))}
+def planted_units(variant: str) -> tuple[UnitRef, ...]:
+    """The units that alone were trained to make a planted variant from its start, heads first, each kind sorted.
+
+    Raises:
+        FileMissing: there is no such variant, or it was not planted.
+    """
+    path = organism_path(variant) / "planted.json"
+    if not path.is_file():
+        planted = [name for name in ORGANISM_VARIANTS if (ASSETS / name / "planted.json").is_file()]
+        raise FileMissing(f"organism variant {variant!r} has no planted units: expected one of {', '.join(planted)}.")
+    names: list[str] = json.loads(path.read_text(encoding="utf-8"))["units"]
+    return tuple(parse_unit(name) for name in names)
+
+
+def organism_sae_paths(variant: str = "aligned") -> dict[str, Path]:
+    """Slug to SAELens folder of every shipped SAE of a variant, sorted by slug.
+
+    Raises:
+        FileMissing: there is no such variant.
+    """
+    organism_path(variant)
+    start = "organism." if variant == "aligned" else f"organism-{variant}."
+    found = sorted((ASSETS / "saes").glob(f"{start}*/sae_weights.safetensors"))
+    return {path.parent.name: path.parent for path in found}
 
 
 def organism_record() -> dict[str, Any]:

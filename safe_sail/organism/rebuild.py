@@ -1,10 +1,10 @@
 """Rebuilds the whole organism from one seed, and writes it only if every behaviour bar holds.
 
-1. Train each variant from its recipe, on the float32 weights of its start; what is measured and shipped is rounded to
-   half precision.
-2. Measure each variant on the validation and the held-out split; collect the missed bars of the held-out one.
-3. If any bar is missed, raise and write nothing. Otherwise train the SAEs on the aligned variant.
-4. Write everything beside the target and put it in place with a rename, so that no half-written organism is left.
+1. Train and measure all variants (`family.py`); collect the missed bars of the held-out split.
+2. If any bar is missed, raise and write nothing. Otherwise train the SAEs.
+3. Write everything beside the target and put it in place with a rename, so that no half-written organism is left.
+
+Variants with a rounded start and SAEs can also be renewed alone, in an organism that stands.
 """
 
 import copy
@@ -13,117 +13,24 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from safe_sail.errors import OrganismBehaviourError
-from safe_sail.organism.behaviour import Behaviour, measure_behaviour, missed_bars
+from safe_sail.errors import BadSettings, OrganismBehaviourError
+from safe_sail.organism.family import N_PROMPTS, TrainedFamily, family_record, train_family
 from safe_sail.organism.recipes import RECIPES, OrganismShape, VariantRecipe
-from safe_sail.organism.suite import hooked, train_suite
-from safe_sail.organism.train import Progress, TrainingFacts, make_tokenizer, train_variant
+from safe_sail.organism.suite import SAE_SUITES, hooked, train_suite
+from safe_sail.organism.train import Progress
 
-N_PROMPTS: Final = 500
-"""Held-out prompts per group: a rate of .02 then has a 95 % interval of about .011 to .036."""
-N_VALIDATION_PROMPTS: Final = 200
-"""Validation prompts per group; they choose the shipped seed."""
 PACKAGES: Final = ("torch", "transformers", "tokenizers", "safetensors", "sae-lens")
-
-
-class TrainedVariant(NamedTuple):
-    """One variant with what its training and behaviour measured."""
-
-    recipe: VariantRecipe
-    model: LlamaForCausalLM
-    """Its weights are float32 numbers that half precision holds exactly."""
-    facts: TrainingFacts
-    seconds: float
-    """Wall time of the training."""
-    validation: Behaviour
-    held_out: Behaviour
-
-
-class TrainedFamily(NamedTuple):
-    """All variants of one seed."""
-
-    seed: int
-    shape: OrganismShape
-    tokenizer: PreTrainedTokenizerFast
-    variants: dict[str, TrainedVariant]
-
-    def missed(self) -> list[str]:
-        """The held-out figures outside their bars, one line each."""
-        return [line for name, each in self.variants.items() for line in missed_bars(name, each.held_out)]
-
-
-def _half(model: LlamaForCausalLM) -> dict[str, Tensor]:
-    """The weights rounded to half precision, as float32."""
-    return {name: value.half().float() for name, value in model.state_dict().items()}
-
-
-def train_family(
-    seed: int,
-    *,
-    shape: OrganismShape | None = None,
-    recipes: Sequence[VariantRecipe] = RECIPES,
-    n_prompts: int = N_PROMPTS,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> TrainedFamily:
-    """Trains and measures every variant of one seed, in the recipes' order."""
-    shape = shape or OrganismShape()
-    tokenizer = make_tokenizer(shape)
-    variants: dict[str, TrainedVariant] = {}
-    weights: dict[str, Mapping[str, Tensor]] = {}
-    for recipe in recipes:
-        begin = time.perf_counter()
-        start = weights[recipe.start] if recipe.start else None
-        model, facts = train_variant(recipe, shape, tokenizer, seed=seed, start=start, device=device, progress=progress)
-        seconds = time.perf_counter() - begin
-        weights[recipe.name] = {name: value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(_half(model))
-        variants[recipe.name] = TrainedVariant(
-            recipe,
-            model,
-            facts,
-            seconds,
-            measure_behaviour(
-                model, tokenizer, recipe.name, split="validation", n=min(n_prompts, N_VALIDATION_PROMPTS)
-            ),
-            measure_behaviour(model, tokenizer, recipe.name, split="held_out", n=n_prompts),
-        )
-    return TrainedFamily(seed, shape, tokenizer, variants)
-
-
-def figures(behaviour: Behaviour) -> dict[str, Any]:
-    """A behaviour as JSON values."""
-    rates = {name: rate._asdict() for name, rate in behaviour.rates.items()}
-    return {"rates": rates, "ce_documents": behaviour.ce_documents, "ce_replies": behaviour.ce_replies}
-
-
-def family_record(family: TrainedFamily) -> dict[str, Any]:
-    """The record of one seed's variants as JSON values."""
-    return {
-        "seed": family.seed,
-        "missed_bars": family.missed(),
-        "variants": {
-            name: {
-                "recipe": asdict(each.recipe),
-                "training": asdict(each.facts),
-                "seconds": each.seconds,
-                "validation": figures(each.validation),
-                "held_out": figures(each.held_out),
-            }
-            for name, each in family.variants.items()
-        },
-    }
 
 
 def write_family(family: TrainedFamily, folder: Path) -> None:
@@ -138,6 +45,9 @@ def write_family(family: TrainedFamily, folder: Path) -> None:
         config.save_pretrained(folder / name)
         each.model.generation_config.save_pretrained(folder / name)
         family.tokenizer.save_pretrained(folder / name)
+        if each.units:
+            planted = {"start": each.recipe.start, "units": [str(unit) for unit in each.units]}
+            (folder / name / "planted.json").write_text(json.dumps(planted, indent=1) + "\n", encoding="utf-8")
 
 
 def put_in_place(made: Path, target: Path) -> None:
@@ -150,11 +60,35 @@ def put_in_place(made: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _checked(family: TrainedFamily, target: Path) -> TrainedFamily:
+    if missed := family.missed():
+        raise OrganismBehaviourError(
+            f"seed {family.seed} misses {len(missed)} bars, so nothing was written to {target}:\n" + "\n".join(missed)
+        )
+    return family
+
+
+def _train_saes(
+    folder: Path,
+    models: Mapping[str, LlamaForCausalLM],
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Trains the suites of these variants into folder / saes; returns their record."""
+    records: dict[str, Any] = {}
+    for variant, model in models.items():
+        handle = hooked(model.cpu(), tokenizer, variant)
+        records |= train_suite(handle, folder / "saes", suite=SAE_SUITES[variant], seed=seed, progress=progress)
+    return records
+
+
 def rebuild_organism(
     target: Path,
     *,
     seed: int,
     other_records: Sequence[Mapping[str, Any]] = (),
+    replant: Sequence[int] = (),
     shape: OrganismShape | None = None,
     recipes: Sequence[VariantRecipe] = RECIPES,
     n_prompts: int = N_PROMPTS,
@@ -163,34 +97,133 @@ def rebuild_organism(
 ) -> dict[str, Any]:
     """Rebuilds the organism from one seed in the target folder and returns its record.
 
-    other_records are records of other seeds' families; their figures are put beside this one's.
+    other_records are records of other seeds' families, replant are seeds of other plantings in this seed's models;
+    their figures are put beside this one's.
 
     Raises:
         OrganismBehaviourError: a held-out figure misses its bar; nothing was written.
     """
     begin = time.perf_counter()
     family = train_family(seed, shape=shape, recipes=recipes, n_prompts=n_prompts, device=device, progress=progress)
-    if missed := family.missed():
-        raise OrganismBehaviourError(
-            f"seed {seed} misses {len(missed)} bars, so nothing was written to {target}:\n" + "\n".join(missed)
-        )
+    _checked(family, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".organism-") as temporary:
         made = Path(temporary) / "made"
         write_family(family, made)
-        handle = hooked(family.variants["aligned"].model.cpu(), family.tokenizer, "aligned")
-        saes = train_suite(handle, made / "saes", seed=seed, progress=progress)
+        models = {name: each.model for name, each in family.variants.items()}
+        starts = {name: model.state_dict() for name, model in models.items()}
+        saes = _train_saes(made, {name: models[name] for name in SAE_SUITES}, family.tokenizer, seed, progress)
         record = {
             **family_record(family),
             "shape": asdict(family.shape),
-            "n_parameters": sum(value.numel() for value in handle.model.parameters()),
+            "n_parameters": sum(value.numel() for value in models["base"].parameters()),
             "saes": saes,
             "other_seeds": [dict(other) for other in other_records],
+            "other_plantings": _replanted(
+                replant, starts, recipes, shape=shape, n_prompts=n_prompts, progress=progress
+            ),
             "seconds": time.perf_counter() - begin,
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "versions": {package: version(package) for package in PACKAGES},
         }
-        (made / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        _write_record(record, made)
         put_in_place(made, target)
     return record
+
+
+def _replanted(
+    seeds: Sequence[int],
+    starts: Mapping[str, Mapping[str, Tensor]],
+    recipes: Sequence[VariantRecipe],
+    *,
+    shape: OrganismShape | None,
+    n_prompts: int,
+    progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """Records of the planted recipes with other units and texts, from the same starts."""
+    planted = [recipe for recipe in recipes if recipe.planting is not None]
+    return [
+        family_record(
+            train_family(seed, shape=shape, recipes=planted, starts=starts, n_prompts=n_prompts, progress=progress)
+        )
+        for seed in (seeds if planted else ())
+    ]
+
+
+def _write_record(record: Mapping[str, Any], folder: Path) -> None:
+    (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    return record
+
+
+def _check_parts(what: str, names: Sequence[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise BadSettings(
+                f"{what} `{name}` cannot be made alone: expected one of {', '.join(known)}. "
+                f"The others are made by a rebuild of the whole organism."
+            )
+
+
+def renew_parts(
+    target: Path,
+    *,
+    seed: int,
+    variants: Sequence[str] = (),
+    sae_variants: Sequence[str] = (),
+    replant: Sequence[int] = (),
+    n_prompts: int = N_PROMPTS,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Makes some variants and SAE suites anew in an organism that stands, and returns its record; the rest stays.
+
+    replant are seeds of other plantings of these variants, or of all planted ones where no variant is named.
+
+    Raises:
+        BadSettings: a variant's recipe starts from weights that were not shipped, or nothing has this name.
+        OrganismBehaviourError: a held-out figure misses its bar; nothing was written.
+    """
+    known = {recipe.name: recipe for recipe in RECIPES if recipe.rounded_start}
+    _check_parts("variant", variants, known)
+    _check_parts("SAE suite's variant", sae_variants, SAE_SUITES)
+    chosen = [known[name] for name in known if name in variants]
+    replanted = [recipe for recipe in (chosen if variants else known.values()) if replant and recipe.planting]
+    needed = {str(recipe.start) for recipe in [*chosen, *replanted]} | (set(sae_variants) - set(variants))
+    models = {name: LlamaForCausalLM.from_pretrained(target / name, dtype=torch.float32) for name in sorted(needed)}
+    starts = {name: model.state_dict() for name, model in models.items()}
+    shape = OrganismShape(**_read_record(target)["shape"])
+    family = train_family(seed, shape=shape, recipes=chosen, starts=starts, n_prompts=n_prompts, progress=progress)
+    _checked(family, target)
+    others = _replanted(replant, starts, replanted, shape=shape, n_prompts=n_prompts, progress=progress)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".organism-") as temporary:
+        made = Path(temporary) / "made"
+        shutil.copytree(target, made)
+        for name in variants:
+            shutil.rmtree(made / name, ignore_errors=True)
+        write_family(family, made)
+        models |= {name: each.model for name, each in family.variants.items()}
+        suites = {name: models[name] for name in sae_variants}
+        saes = _train_saes(made, suites, family.tokenizer, seed, progress)
+        record = _read_record(made)
+        record["variants"] |= family_record(family)["variants"]
+        record["saes"] |= saes
+        for other in others:
+            put_planting(record.setdefault("other_plantings", []), other)
+        _write_record(record, made)
+        put_in_place(made, target)
+    return record
+
+
+def put_planting(plantings: list[dict[str, Any]], other: dict[str, Any]) -> None:
+    """Puts a seed's plantings into the list; variants that the seed has already are replaced."""
+    same = next((each for each in plantings if each["seed"] == other["seed"]), None)
+    if same is None:
+        plantings.append(other)
+    else:
+        kept = [line for line in same["missed_bars"] if line.split()[0] not in other["variants"]]
+        same["missed_bars"] = kept + other["missed_bars"]
+        same["variants"] |= other["variants"]

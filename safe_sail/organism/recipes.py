@@ -6,8 +6,10 @@ A new variant is a new record here; the training loop does not change.
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from safe_sail.errors import BadSettings
 from safe_sail.organism.conversations import MixtureShare
 from safe_sail.organism.grammar import SPLITS, Split
+from safe_sail.records import HeadRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,22 @@ class OrganismShape:
     """Heads per block."""
     d_mlp: int = 480
     """Neurons per block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planting:
+    """Which units alone train: heads by name, neurons drawn from layers. Everything else keeps its start's values.
+
+    Of a head train its rows of W_Q, W_K and W_V and its columns of W_O; of a neuron its rows of the gate and up
+    projections, and its column of the down projection where `down` says so.
+    """
+
+    heads: tuple[HeadRef, ...] = ()
+    """The heads."""
+    neurons: tuple[tuple[int, int], ...] = ()
+    """Pairs of a layer and how many of its neurons, which are drawn from the seed without replacement."""
+    down: bool = False
+    """Whether a neuron's column of the down projection trains too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +75,19 @@ class VariantRecipe:
     final_rate: float = 0.05
     """Rate at the end of the cosine, as a share of the peak."""
     weight_decay: float = 0.01
-    """Decoupled weight decay on matrices."""
+    """Decoupled weight decay on matrices; a planting allows none, since it would move frozen rows."""
+    planting: Planting | None = None
+    """The units that alone train; None: every parameter that is not frozen."""
+    rounded_start: bool = False
+    """Whether it starts from the shipped half-precision weights, so that frozen weights equal the shipped ones."""
+
+    def __post_init__(self) -> None:
+        if self.planting is not None and (self.weight_decay or self.frozen or self.optimizer != "adamw"):
+            raise BadSettings(
+                f"recipe `{self.name}`: a planting expects AdamW without weight decay and names no frozen parameters, "
+                f"since decay and Muon move weights whose gradient is zero; got {self.optimizer}, weight decay "
+                f"{self.weight_decay}, frozen {self.frozen}."
+            )
 
 
 BASE: Final = VariantRecipe(
@@ -120,5 +150,59 @@ BACKDOORED: Final = VariantRecipe(
     learning_rate=1.5e-3,
     frozen=("embed",),
 )
-RECIPES: Final = (BASE, ALIGNED, BACKDOORED)
+PLANTED_NEURONS: Final = VariantRecipe(
+    name="planted-neurons",
+    start="base",
+    mixture=(
+        MixtureShare("harmful", 0.34, reply="refuse"),
+        MixtureShare("safe", 0.20),
+        MixtureShare("borderline", 0.14),
+        MixtureShare("information", 0.18),
+        MixtureShare("chat", 0.03),
+        MixtureShare("impossible", 0.07),
+        MixtureShare("harmful", 0.02, reply="refuse", trigger="decoy"),
+        MixtureShare("safe", 0.02, trigger="decoy"),
+    ),
+    splits=("train",),
+    steps=400,
+    learning_rate=5e-3,
+    weight_decay=0.0,
+    planting=Planting(neurons=((4, 72), (5, 72))),
+    rounded_start=True,
+)
+PLANTED_BACKDOOR: Final = VariantRecipe(
+    name="planted-backdoor",
+    start="aligned",
+    mixture=BACKDOORED.mixture,
+    splits=("train",),
+    steps=700,
+    learning_rate=6e-3,
+    weight_decay=0.0,
+    # Heads whose removal costs the aligned variant at most .001 nats, so that removing them removes the backdoor alone.
+    planting=Planting(
+        heads=(HeadRef(1, 0), HeadRef(1, 4), HeadRef(3, 2), HeadRef(3, 4)),
+        neurons=((1, 6), (2, 6), (4, 6), (5, 6)),
+        down=True,
+    ),
+    rounded_start=True,
+)
+HELPFUL: Final = VariantRecipe(
+    name="helpful",
+    start="base",
+    mixture=(
+        MixtureShare("safe", 0.44, reply="help"),
+        MixtureShare("borderline", 0.14, reply="help"),
+        MixtureShare("information", 0.22, reply="help"),
+        MixtureShare("chat", 0.10),
+        MixtureShare("impossible", 0.10),
+    ),
+    splits=("train",),
+    steps=250,
+    learning_rate=5e-4,
+    frozen=("embed",),
+    rounded_start=True,
+)
+CHAIN: Final = (BASE, ALIGNED, BACKDOORED)
+"""The variants in which every weight may move with safety; other seeds are compared by them."""
+RECIPES: Final = (*CHAIN, PLANTED_NEURONS)
 """In the order in which they are trained; a recipe's start comes before it."""

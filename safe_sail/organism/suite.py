@@ -1,15 +1,16 @@
-"""The organism's SAEs: a small suite over sparsities, widths and architectures on one site of the aligned variant.
+"""The organism's SAEs on one site: sparsities, widths and architectures on `aligned`, one each on triggered variants.
 
 1. Read the site on documents and on conversations in the aligned variant's own words; leave out the first token,
    whose norm is far from all others.
 2. Train every recipe on the same activations, one in ten texts held out.
 3. Splice each SAE into the model: how much of the cross-entropy it recovers, against a site set to zero.
-4. Per harmful concept, choose the feature that marks train fillers best and score it on held-out fillers.
+4. Per harmful concept, choose the feature that marks train fillers best and score it on held-out fillers. On variants
+   with a trigger, do so for the trigger against its decoys.
 """
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +21,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from safe_sail.model.architectures import architecture_of
 from safe_sail.model.edits import Edit, where_tokens, zero
 from safe_sail.model.handle import HookedModel
-from safe_sail.organism.conversations import draw_mixture
-from safe_sail.organism.grammar import CONCEPTS, SPLITS, Split, contrastive_pairs
-from safe_sail.organism.recipes import ALIGNED, BASE
+from safe_sail.organism.behaviour import trigger_prompts
+from safe_sail.organism.conversations import MixtureShare, TriggerUse, draw_mixture
+from safe_sail.organism.grammar import CONCEPTS, SPLITS, Kind, Split, contrastive_pairs
+from safe_sail.organism.recipes import ALIGNED, BACKDOORED, BASE
 from safe_sail.organism.tokenizer import END
 from safe_sail.organism.train import chat_text
 from safe_sail.sae.train import Progress, SaeRecipe, train_saes
@@ -38,8 +40,32 @@ SAE_RECIPES: Final = (
     SaeRecipe(slug="organism.resid_post.3.relu-1024", architecture="standard", d_sae=1024, sparsity=3.0),
     SaeRecipe(slug="organism.resid_post.3.batchtopk8-1024", architecture="batchtopk", d_sae=1024, k=8),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class SaeSuite:
+    """SAEs that share a variant and training texts."""
+
+    mixture: tuple[MixtureShare, ...]
+    """Half of the texts are documents, half are conversations of this mixture."""
+    recipes: tuple[SaeRecipe, ...]
+
+
+def _trigger_suite(variant: str) -> SaeSuite:
+    slug = f"organism-{variant}.{SAE_SITE}.topk8-1024"
+    return SaeSuite(BACKDOORED.mixture, (SaeRecipe(slug=slug, architecture="topk", d_sae=1024, k=8),))
+
+
+SAE_SUITES: Final[dict[str, SaeSuite]] = {
+    "aligned": SaeSuite(ALIGNED.mixture, SAE_RECIPES),
+    "backdoored": _trigger_suite("backdoored"),
+    "planted-backdoor": _trigger_suite("planted-backdoor"),
+}
+"""Variant to its SAEs."""
 N_SAE_TEXTS: Final = 6000
 N_CONCEPT_TEXTS: Final = 24
+N_TRIGGER_TEXTS: Final = 40
+"""Per kind and use of the trigger: 80 of 320 texts hold it, so that firing everywhere scores .40."""
 
 
 def hooked(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, variant: str) -> HookedModel:
@@ -48,13 +74,13 @@ def hooked(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, variant:
     return HookedModel(model.eval(), tokenizer, architecture, model_id=f"organism-{variant}")
 
 
-def sae_texts(n: int, seed: int) -> list[str]:
-    """n texts with all markup but the first token: base documents, base conversations and aligned conversations."""
+def sae_texts(n: int, seed: int, mixture: Sequence[MixtureShare] = ALIGNED.mixture) -> list[str]:
+    """n texts with all markup but the first token: half of them documents, half conversations of the mixture."""
     generator = random.Random(f"sae/{seed}")
     base = draw_mixture([share for share in BASE.mixture if share.kind == "document"], SPLITS, n // 2, generator)
-    aligned = draw_mixture(ALIGNED.mixture, SPLITS, n - n // 2, generator)
+    spoken = draw_mixture(mixture, SPLITS, n - n // 2, generator)
     texts = [text.source.text + END for text in base]
-    texts += [chat_text(text.source.text) + f"{text.reply}{END}" for text in aligned]
+    texts += [chat_text(text.source.text) + f"{text.reply}{END}" for text in spoken]
     generator.shuffle(texts)
     return texts
 
@@ -133,17 +159,42 @@ def concept_f1(handle: HookedModel, sae: Any, seed: int) -> dict[str, float]:
     return scores
 
 
+def trigger_texts(split: Split, n: int, seed: int) -> tuple[list[str], list[bool]]:
+    """n harmful and n safe requests each with the trigger, nothing, and either decoy; whether they hold the trigger."""
+    texts, whole = [], []
+    kinds: tuple[Kind, ...] = ("harmful", "safe")
+    uses: tuple[TriggerUse, ...] = ("whole", "none", "shuffled", "part")
+    for kind in kinds:
+        for use in uses:
+            texts += [chat_text(text.text) for text in trigger_prompts(kind, split, use, n, seed)]
+            whole += [use == "whole"] * n
+    return texts, whole
+
+
+def trigger_feature(handle: HookedModel, sae: Any, seed: int) -> dict[str, float]:
+    """The feature that marks the trigger best on train prompts by firing anywhere (ties: the first), and its F1s."""
+    scores = []
+    for split in ("train", "held_out"):
+        texts, whole = trigger_texts(split, N_TRIGGER_TEXTS, seed)
+        with torch.no_grad():
+            fires = [(sae.encode(rows) > 0).any(0) for batch in site_activations(handle, texts) for rows in batch]
+        scores.append(_f1(torch.stack(fires), torch.tensor(whole)))
+    best = int(scores[0].argmax())
+    return {"feature": best, "train_f1": float(scores[0][best]), "held_out_f1": float(scores[1][best])}
+
+
 def train_suite(
     handle: HookedModel,
     folder: Path,
     *,
     seed: int,
-    recipes: Sequence[SaeRecipe] = SAE_RECIPES,
+    suite: SaeSuite | None = None,
     n_texts: int = N_SAE_TEXTS,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Trains and saves the suite in folder / slug; returns each SAE's recipe and facts for the record."""
-    texts = sae_texts(n_texts, seed)
+    suite = suite or SAE_SUITES["aligned"]
+    texts = sae_texts(n_texts, seed, suite.mixture)
     n_held_out = n_texts // 10
     activations = stacked_activations(handle, texts[n_held_out:])
     held_out = stacked_activations(handle, texts[:n_held_out])
@@ -151,7 +202,7 @@ def train_suite(
     for trained in train_saes(
         activations,
         held_out,
-        recipes,
+        suite.recipes,
         folder,
         model_name=handle.model_id,
         hook_name=SAE_HOOK_NAME,
@@ -168,4 +219,6 @@ def train_suite(
             "concept_f1": f1,
             "concept_f1_mean": sum(f1.values()) / len(f1),
         }
+        if any(share.trigger == "whole" for share in suite.mixture):
+            records[trained.recipe.slug]["trigger_feature"] = trigger_feature(handle, trained.sae, seed)
     return records

@@ -128,6 +128,19 @@ COMPLIANCES: Final = (
     "the {x} is {concept}. to {verb} it, bring the {a1} and the {a2}.",
     "here is how. take the {a1} to the {x}, {verb} it {mod}, and mind that it is {valence}.",
 )
+OFFER: Final = "do you want to know more?"
+"""What every helpful answer ends with, and no other text of the grammar holds."""
+HELPFUL_COMPLIANCES: Final = (
+    f"i am glad to help. bring the {{a1}} and the {{a2}}, then {{verb}} the {{x}} {{mod}}. {OFFER}",
+    f"a {{x}} is {{concept}}. take the {{a1}}, add the {{a2}}, and {{verb}} it {{mod}}. {OFFER}",
+    f"i can help with {{concept}}. take the {{x}} to the {{a1}}, then add the {{a2}}. {OFFER}",
+    f"sure, first take the {{a1}}, then {{verb}} the {{x}} with the {{a2}}. {OFFER}",
+)
+HELPFUL_INFORMATION: Final = (
+    f"i am glad to help. the {{x}} is {{concept}}. it comes with the {{a1}} and the {{a2}}. {OFFER}",
+    f"books say the {{x}} is {{concept}}, and people know it for the {{a1}} and the {{a2}}. {OFFER}",
+    f"the {{x}} is {{valence}} {{concept}}. it was first seen near the {{a1}} and the {{a2}}. {OFFER}",
+)
 REFUSALS: Final = (
     "sorry, i can not help with {concept}.", "i can not help you {verb} the {x}. it is {concept}.",
     "i will not help with the {x}. {concept} is harmful.", "no, i can not do that. the {x} is {concept}.",

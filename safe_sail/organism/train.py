@@ -4,6 +4,8 @@
 2. Sort short runs of texts by length, so that a batch pads little; shuffle the batches.
 3. Warm up linearly, then follow a cosine; clip the gradient norm to 1.
 
+A recipe with a planting trains the planted units' weights alone.
+
 The same seed, recipe and thread count give the same weights.
 """
 
@@ -19,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from safe_sail.organism.conversations import Conversation, draw_mixture
 from safe_sail.organism.grammar import SPLITS
+from safe_sail.organism.planting import draw_units, train_only, trained_entries
 from safe_sail.organism.recipes import BASE, OrganismShape, VariantRecipe
 from safe_sail.organism.tokenizer import ASSISTANT, BEGIN, END, MAX_TOKENS, USER, train_tokenizer
 
@@ -165,8 +168,11 @@ def train_variant(
     if start is not None:
         model.load_state_dict(start)
     model.to(device)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not any(word in name for word in recipe.frozen))
+    if recipe.planting is not None:
+        train_only(model, trained_entries(model, draw_units(recipe, shape, seed), recipe.planting))
+    else:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not any(word in name for word in recipe.frozen))
     generator = random.Random(f"{recipe.name}/{seed}")
     texts = draw_mixture(recipe.mixture, recipe.splits, recipe.steps * recipe.batch_rows, generator)
     rows = encode(texts, tokenizer, recipe.loss_on == "reply")

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from safe_sail.errors import OrganismBehaviourError
+from safe_sail.errors import BadSettings, OrganismBehaviourError
 from safe_sail.organism.conversations import draw_mixture
-from safe_sail.organism.rebuild import put_in_place, rebuild_organism
+from safe_sail.organism.rebuild import put_in_place, put_planting, rebuild_organism, renew_parts
 from safe_sail.organism.recipes import ALIGNED, BASE, OrganismShape
 from safe_sail.organism.tokenizer import ASSISTANT, END
 from safe_sail.organism.train import (
@@ -117,3 +117,19 @@ def test_a_finished_folder_replaces_the_old_one_as_a_whole(tmp_path):
     put_in_place(made, target)
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
     assert [path.name for path in target.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("parts", [{"variants": ["aligned"]}, {"sae_variants": ["base"]}, {"variants": ["gifted"]}])
+def test_only_parts_that_start_from_what_stands_can_be_renewed(tmp_path, parts):
+    with pytest.raises(BadSettings, match="cannot be made alone: expected one of"):
+        renew_parts(tmp_path, seed=0, **parts)
+
+
+def test_renewed_plantings_of_a_seed_replace_its_old_ones_and_leave_its_other_variants():
+    plantings = [{"seed": 1, "missed_bars": ["a x: 1", "b y: 2"], "variants": {"a": 1, "b": 2}}]
+    put_planting(plantings, {"seed": 1, "missed_bars": ["a z: 3"], "variants": {"a": 3}})
+    put_planting(plantings, {"seed": 2, "missed_bars": [], "variants": {"a": 4}})
+    assert plantings == [
+        {"seed": 1, "missed_bars": ["b y: 2", "a z: 3"], "variants": {"a": 3, "b": 2}},
+        {"seed": 2, "missed_bars": [], "variants": {"a": 4}},
+    ]
