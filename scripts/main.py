@@ -44,6 +44,9 @@ COMMANDS: dict[str, CommandRow] = {
         "judge_explanations",
         "Score explanations on held-out contexts that fire.",
     ),
+    "link-features": CommandRow(
+        "scripts.link_features", "link", "Features linked with heads, neurons, circuits, directions."
+    ),
     "train-organism": CommandRow("scripts.train_organism", "train_organism", "Rebuild the model organism, checked."),
 }
 

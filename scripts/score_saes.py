@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from sqlalchemy import Engine
@@ -19,20 +18,17 @@ from tqdm import tqdm
 from db import store
 from db.engine import make_engine, writing
 from db.migrate import upgrade
-from safe_sail.data.concepts import read_concepts
 from safe_sail.data.corpus import Document, corpus_batches, read_documents
-from safe_sail.data.taxonomy import DEFAULT, read_taxonomy
-from safe_sail.errors import BadInput
 from safe_sail.features.ranking import rank_saes
 from safe_sail.features.score import ConceptSplits, SaeConceptResult, concept_blocks, score_saes
 from safe_sail.model.handle import HookedModel
-from safe_sail.organism.concept_data import concept_dataset, organism_concepts
 from safe_sail.organism.grammar import documents
 from safe_sail.provenance import finish_run, start_run
-from safe_sail.records import Concept, RunInfo, SaeFacts, SaeRanking
+from safe_sail.records import RunInfo, SaeFacts, SaeRanking
 from safe_sail.sae.facts import measure_facts
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ScoreSettings
+from scripts.concept_texts import concept_splits, concepts_of
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.plots import draw_scores
 from scripts.score_report import print_scores
@@ -73,7 +69,7 @@ def score(
         n_choose=n_texts, n_judge=n_texts, n_bootstrap=n_bootstrap, batch_size=batch_size,
         max_bytes=int(max_gib * 2**30),
     )  # fmt: skip
-    splits = _splits(concepts, taxonomy, settings, seed)
+    splits = concept_splits(concepts, taxonomy, n_choose=n_texts, n_judge=n_texts, seed=seed)
     handle = load_handle(model, model_id, device=device, dtype=dtype)
     saes = load_saes(sae, handle, device=device)
     # what is missing or too large shows before anything is kept
@@ -89,7 +85,7 @@ def score(
         "dtype": dtype,
     }
     run = start_run("score-saes", settings=job, seed=seed, device=str(handle.device))
-    save_subjects(engine, run, handle, saes, _concepts(splits), source=model or "the embedded organism")
+    save_subjects(engine, run, handle, saes, concepts_of(splits), source=model or "the embedded organism")
     facts = _facts(engine, run, handle, saes, fact_texts, batch_size)
     results = _score(engine, run, handle, saes, splits, settings, n_read, as_chat=not plain)
     generator = torch.Generator().manual_seed(seed)
@@ -101,37 +97,6 @@ def score(
 
 
 # texts
-
-
-def _splits(
-    files: Sequence[Path] | None, taxonomy: Path | None, settings: ScoreSettings, seed: int
-) -> list[ConceptSplits]:
-    if files is None:
-        return [
-            ConceptSplits(
-                concept_dataset(concept.name, "train", n=settings.n_choose, seed=seed),
-                concept_dataset(concept.name, "held_out", n=settings.n_judge, seed=seed),
-            )
-            for concept in organism_concepts()
-        ]
-    places = DEFAULT if taxonomy is None else read_taxonomy(taxonomy)
-    generator = np.random.default_rng(seed)
-    found = []
-    for path in files:
-        for whole in read_concepts(path, taxonomy=places):
-            parts = whole.divided({"choose": 0.5, "judge": 0.5}, generator=generator)
-            found.append(ConceptSplits(parts["choose"], parts["judge"]))
-    names = [one.judge.concept for one in found]
-    if len(set(names)) < len(names):
-        raise BadInput(f"a concept comes from one file; got {', '.join(sorted(names))}. Join the files.")
-    return found
-
-
-def _concepts(splits: Sequence[ConceptSplits]) -> list[Concept]:
-    return [
-        Concept(name=one.judge.concept, category=one.judge.category, domain=one.judge.domain, harmful=True)
-        for one in splits
-    ]
 
 
 def _fact_documents(corpus: Path | None, model: str | None, seed: int) -> list[Document]:

@@ -4,6 +4,7 @@
 - `loading`: `load_*`, and `features_done` for resuming.
 - `directions`: both for refusal directions, whose records are read whole.
 - `rankings`: both for specificity of SAEs and rankings of runs, whose records are read whole.
+- `links`: studies of what features have to do with heads, neurons, circuits and directions.
 - `ledger`: what asking language models cost and how it ended, by run.
 - `published`: scores without n and tags that others published.
 - `listing`, `feature_listing`: what the service shows in tables: `list_models`, `list_saes`, `list_features`.
@@ -23,6 +24,15 @@ from db.store.directions import (
 )
 from db.store.feature_listing import FeatureFilter, FeatureListing, FeaturePage, FeatureSort, list_features
 from db.store.ledger import features_failed, load_ledger, save_ledger_entries
+from db.store.links import (
+    KeptLink,
+    LinkStudyListing,
+    links_of_feature,
+    links_of_target,
+    list_link_studies,
+    load_link_study,
+    save_link_study,
+)
 from db.store.listing import SaeListing, list_models, list_saes
 from db.store.loading import (
     Explained,
@@ -75,13 +85,18 @@ __all__ = [
     "FeaturePage",
     "FeatureSort",
     "Kept",
+    "KeptLink",
+    "LinkStudyListing",
     "SaeListing",
     "features_done",
     "features_failed",
     "finish_run",
+    "links_of_feature",
+    "links_of_target",
     "list_concepts",
     "list_direction_searches",
     "list_features",
+    "list_link_studies",
     "list_models",
     "list_runs",
     "list_saes",
@@ -96,6 +111,7 @@ __all__ = [
     "load_feature",
     "load_feature_tags",
     "load_ledger",
+    "load_link_study",
     "load_model",
     "load_published_of",
     "load_published_scores",
@@ -115,6 +131,7 @@ __all__ = [
     "save_explanations",
     "save_feature_tags",
     "save_ledger_entries",
+    "save_link_study",
     "save_model",
     "save_published_scores",
     "save_run",

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import types
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from safe_sail.errors import DatabaseUnreachable
@@ -61,6 +62,8 @@ def _built(kind: Any, value: Any) -> Any:
         return tuple(_built(one, each) for one, each in zip(kinds, value, strict=True))
     if origin is Mapping:
         return {name: _built(inner[1], each) for name, each in value.items()}
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind(value)
     if kind is Site:
         return Site.parse(value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):

@@ -8,6 +8,7 @@ from db.tables.base import Base, FloatArray, IntArray, UtcDateTime
 from db.tables.directions import DirectionEvaluationRow, DirectionReadingRow, DirectionRow, DirectionSearchRow
 from db.tables.features import ContextsRow, ExplanationRow, ExplanationScoreRow, FeatureRow
 from db.tables.ledger import LedgerRow
+from db.tables.links import FeatureLinkRow, LinkStudyRow
 from db.tables.published import FeatureTagRow, PublishedScoreRow
 from db.tables.scoring import ConceptScoreRow, SaeFactsRow, SaeRankingRow, SaeScoreRow, SaeSpecificityRow
 from db.tables.subjects import ConceptRow, ModelRow, RunRow, SaeRow
@@ -23,11 +24,13 @@ __all__ = [
     "DirectionSearchRow",
     "ExplanationRow",
     "ExplanationScoreRow",
+    "FeatureLinkRow",
     "FeatureRow",
     "FeatureTagRow",
     "FloatArray",
     "IntArray",
     "LedgerRow",
+    "LinkStudyRow",
     "ModelRow",
     "PublishedScoreRow",
     "RunRow",

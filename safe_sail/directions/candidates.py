@@ -21,11 +21,12 @@ from safe_sail.directions.refusal_tokens import (
     learn_refusal_tokens,
     named_refusal_tokens,
 )
-from safe_sail.directions.scoring import AblationScores, Candidate, CandidateScorer, rows_of
+from safe_sail.directions.scoring import AblationScores, Candidate, CandidateScorer
 from safe_sail.directions.selection import ScoreRow, Selection, SelectionRule, filter_reasons, select
 from safe_sail.errors import EmptyConcept, NoDirection
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.model.handle import HookedModel
+from safe_sail.model.resume import rows_of
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.records import DirectionCandidate, Estimate, RefusalToken
 from safe_sail.settings import DirectionSettings

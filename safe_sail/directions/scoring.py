@@ -11,8 +11,7 @@ Rows are cut into passes of `batch_rows`, whatever the number of prompts and can
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Float
@@ -23,6 +22,7 @@ from safe_sail.directions.projection import orthonormal_basis
 from safe_sail.evaluation.utility import kl_divergence, refusal_metric
 from safe_sail.model.edits import Edit
 from safe_sail.model.handle import NO_EDITS, HookedModel
+from safe_sail.model.resume import rows_of, skipped_blocks
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.sites import Site, SiteKind
 
@@ -42,30 +42,6 @@ class AblationScores(NamedTuple):
 
     bypass: Float[Tensor, " harmful"]
     kl: Float[Tensor, " harmless"]
-
-
-def rows_of(batch: TokenBatch, index: Sequence[int]) -> TokenBatch:
-    """These rows of a batch, in this order; a row may come more than once."""
-    chosen = list(index)
-    return TokenBatch(
-        batch.token_ids[chosen], batch.attention_mask[chosen], tuple(batch.source_ids[row] for row in chosen)
-    )
-
-
-@contextmanager
-def skipped_blocks(handle: HookedModel, layer: int) -> Iterator[None]:
-    """Scope in which blocks before `layer` hand on what they are given; its user replaces `resid_pre` of `layer`."""
-    # Falcon's blocks return a pair, the others the stream alone; the stream is what block `layer` will have replaced.
-    returns_pair = handle.architecture.family == "falcon"
-
-    def hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (hidden_states, None) if returns_pair else hidden_states
-
-    with ExitStack() as restore:
-        for block in handle.blocks[:layer]:
-            block.forward = hand_on
-            restore.callback(block.__dict__.pop, "forward")
-        yield
 
 
 @final

@@ -21,10 +21,11 @@ from safe_sail.directions.interventions import ablation
 from safe_sail.directions.means import class_sums, concept_differences, differences
 from safe_sail.directions.projection import MIN_NORM, orthonormal_basis, random_directions
 from safe_sail.directions.replies import Generation, random_shares, reply_shares
-from safe_sail.directions.scoring import Candidate, CandidateScorer, rows_of
+from safe_sail.directions.scoring import Candidate, CandidateScorer
 from safe_sail.directions.selection import SelectionRule
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.model.handle import HookedModel
+from safe_sail.model.resume import rows_of
 from safe_sail.records import RankEffect
 from safe_sail.settings import DirectionSettings
 

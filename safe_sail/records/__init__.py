@@ -38,6 +38,7 @@ from safe_sail.records.directions import (
 )
 from safe_sail.records.features import Context, Explanation, ExplanationScore, Histogram, JudgeMethod, TopContexts
 from safe_sail.records.ledger import LEDGER_TEXT_LIMIT, LedgerEntry, Stage
+from safe_sail.records.links import FeatureLink, LinkFlow, LinkKind, LinkMeasure, LinkStudy
 from safe_sail.records.published import FeatureTags, PublishedScore
 from safe_sail.records.scoring import ConceptScore, SaeFacts, SaeRanking, SaeScore, SaeSpecificity, highest_first
 from safe_sail.records.subjects import Concept, FeatureId, ModelRef, SaeRef
@@ -70,12 +71,17 @@ __all__ = [
     "ExplanationScore",
     "FeatureAlignment",
     "FeatureId",
+    "FeatureLink",
     "FeatureTags",
     "HeadAttribution",
     "HeadRef",
     "Histogram",
     "JudgeMethod",
     "LedgerEntry",
+    "LinkFlow",
+    "LinkKind",
+    "LinkMeasure",
+    "LinkStudy",
     "ModelRef",
     "NeuronRef",
     "PublishedScore",

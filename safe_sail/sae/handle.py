@@ -160,6 +160,15 @@ class SAEHandle:
             return self._activate(prepared, None)[..., features]
         return self._activate(prepared, features)
 
+    def pre_activations(
+        self, x: Float[Tensor, "..."], features: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "*axes features"]:
+        """What the activation function is given; of gated SAEs what opens the gate. Linear in the prepared input."""
+        if features is not None:
+            self._require_features(features)
+            features = features.to(self.device)
+        return self._pre_activation(self._prepare(x), features)
+
     def encode_topk(self, x: Float[Tensor, "..."]) -> SparseCode:
         """The k features that the cut kept, per token; for the topk forms without ties.
 
@@ -271,12 +280,14 @@ class SAEHandle:
     # 2. and 3. features
 
     def _pre_activation(self, prepared: Tensor, features: Tensor | None) -> Tensor:
-        weights = self._weights
-        assert weights.b_enc is not None
+        weights, norms = self._weights, self._norms
+        bias = weights.b_gate if weights.b_enc is None else weights.b_enc
+        assert bias is not None
+        W_enc = weights.W_enc
         if features is not None:
-            return prepared @ weights.W_enc[:, features] + weights.b_enc[features]
-        hidden = prepared @ weights.W_enc + weights.b_enc
-        return hidden if self._norms is None else hidden * self._norms
+            W_enc, bias, norms = W_enc[:, features], bias[features], None if norms is None else norms[features]
+        hidden = prepared @ W_enc + bias
+        return hidden if norms is None else hidden * norms
 
     def _activate(self, prepared: Tensor, features: Tensor | None) -> Tensor:
         kind, k, weights = self.form.activation, self.form.k, self._weights

@@ -6,6 +6,7 @@ Each field says its unit and where its default comes from.
 from safe_sail.settings.demo import DemoSettings
 from safe_sail.settings.directions import DirectionSettings
 from safe_sail.settings.explaining import ExplainSettings, JudgeSettings, LexicalSettings
+from safe_sail.settings.links import LinkSettings
 from safe_sail.settings.llm import LlmSettings
 from safe_sail.settings.neurons import ChangePositions, NeuronSettings, TextSource
 from safe_sail.settings.scoring import ContextSettings, ScoreSettings
@@ -18,6 +19,7 @@ __all__ = [
     "ExplainSettings",
     "JudgeSettings",
     "LexicalSettings",
+    "LinkSettings",
     "LlmSettings",
     "NeuronSettings",
     "ScoreSettings",

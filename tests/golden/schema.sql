@@ -175,6 +175,30 @@ CREATE TABLE feature (
 
 CREATE INDEX ix_feature_sae_key_density ON feature (sae_key, density);
 
+CREATE TABLE feature_link (
+	study TEXT NOT NULL,
+	place INTEGER NOT NULL,
+	sae_key INTEGER NOT NULL,
+	feature_index INTEGER NOT NULL,
+	concept TEXT NOT NULL,
+	kind TEXT NOT NULL,
+	target TEXT NOT NULL,
+	flow TEXT NOT NULL,
+	is_linked BOOLEAN NOT NULL,
+	is_direct BOOLEAN NOT NULL,
+	strength DOUBLE NOT NULL,
+	record BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_feature_link PRIMARY KEY (study, place),
+	CONSTRAINT fk_feature_link_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT fk_feature_link_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index),
+	CONSTRAINT fk_feature_link_study_link_study FOREIGN KEY(study) REFERENCES link_study (slug) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_feature_link_kind_target_strength ON feature_link (kind, target, strength);
+
+CREATE INDEX ix_feature_link_sae_key_feature_index_strength ON feature_link (sae_key, feature_index, strength);
+
 CREATE TABLE feature_tag (
 	sae_key INTEGER NOT NULL,
 	feature_index INTEGER NOT NULL,
@@ -209,6 +233,25 @@ CREATE TABLE ledger (
 	CONSTRAINT fk_ledger_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
 	CONSTRAINT fk_ledger_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index)
 );
+
+CREATE TABLE link_study (
+	slug TEXT NOT NULL,
+	model_id TEXT NOT NULL,
+	sae_key INTEGER NOT NULL,
+	n_tested BIGINT NOT NULL,
+	n_linked BIGINT NOT NULL,
+	n_linked_shuffled BIGINT NOT NULL,
+	record BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_link_study PRIMARY KEY (slug),
+	CONSTRAINT fk_link_study_model_id_model FOREIGN KEY(model_id) REFERENCES model (model_id),
+	CONSTRAINT fk_link_study_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT fk_link_study_sae_key_sae FOREIGN KEY(sae_key) REFERENCES sae (sae_key)
+);
+
+CREATE INDEX ix_link_study_model_id ON link_study (model_id);
+
+CREATE INDEX ix_link_study_sae_key ON link_study (sae_key);
 
 CREATE TABLE model (
 	model_id TEXT NOT NULL,

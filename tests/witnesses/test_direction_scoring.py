@@ -5,9 +5,10 @@ import torch
 
 from safe_sail.directions.interventions import ablation, addition, largest_component_left
 from safe_sail.directions.projection import orthonormal_basis, random_directions
-from safe_sail.directions.scoring import Candidate, CandidateScorer, skipped_blocks
+from safe_sail.directions.scoring import Candidate, CandidateScorer
 from safe_sail.evaluation.utility import kl_divergence, refusal_metric
 from safe_sail.model.handle import HookedModel
+from safe_sail.model.resume import skipped_blocks
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.sites import Site, SiteKind
 from tests.tiny import FAMILIES, TinyModels

@@ -1,0 +1,188 @@
+"""Which heads, neurons, circuits and directions an SAE's features are linked with, by weights and by cause; all kept.
+
+safe-sail link-features
+safe-sail link-features --model MODEL --sae FOLDER --concepts pairs.jsonl --direction SLUG --refusal-token sorry
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from sqlalchemy import Engine
+from tqdm import tqdm
+
+from db import store
+from db.engine import make_engine, reading, writing
+from db.migrate import upgrade
+from safe_sail.directions.refusal_tokens import first_token_probabilities, learn_refusal_tokens
+from safe_sail.errors import BadSettings
+from safe_sail.features.score import ConceptSplits
+from safe_sail.links.choose import concepts_to_link
+from safe_sail.links.connect import LinkConcept, LinkTargets, link_features
+from safe_sail.model.handle import HookedModel
+from safe_sail.organism.grammar import prompts
+from safe_sail.organism.load import organism_sae_paths
+from safe_sail.provenance import finish_run, start_run
+from safe_sail.records import Direction, LinkStudy, RunInfo
+from safe_sail.sae.handle import SAEHandle
+from safe_sail.settings import LinkSettings
+from scripts.concept_texts import concept_splits, concepts_of
+from scripts.link_report import print_links
+from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
+from scripts.subjects import Dtype, ModelId, ModelName, load_handle, load_saes, save_subjects
+
+DEFAULTS = LinkSettings()
+ORGANISM_SAE = "organism.resid_post.3.topk4-1024"
+"""The organism's SAE with the cleanest concept features, by the demo."""
+N_REFUSAL_PROMPTS = 64
+"""Prompts of each class that the organism's refusal tokens are learnt from."""
+
+
+def link(
+    model: ModelName = None,
+    model_id: ModelId = None,
+    sae: Annotated[
+        list[str] | None,
+        typer.Option("--sae", help="SAE folder or registry name; may be given again; else one of the organism's."),
+    ] = None,
+    concepts: Annotated[
+        list[Path] | None, typer.Option(help=".jsonl or .csv of texts in pairs, with and without a concept.")
+    ] = None,
+    taxonomy: Annotated[Path | None, typer.Option(help="YAML or JSON of domains, categories and concepts.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Texts as they are, without the chat template.")] = False,
+    concept: Annotated[list[str] | None, typer.Option(help="Only this concept; may be given again.")] = None,
+    feature: Annotated[list[int] | None, typer.Option(help="Only among these features of the SAE.")] = None,
+    direction: Annotated[
+        list[str] | None, typer.Option(help="Direction in the database, by slug; else every one of the model.")
+    ] = None,
+    refusal_token: Annotated[
+        list[str] | None, typer.Option(help="Word that refusals begin with; else those of the kept search.")
+    ] = None,
+    n_pairs: Annotated[
+        int, typer.Option(help="Pairs that judge each concept; as many others choose.")
+    ] = DEFAULTS.n_judge,
+    n_features: Annotated[int, typer.Option(help="Features of each concept.")] = DEFAULTS.n_features,
+    n_heads: Annotated[int, typer.Option(help="Heads tested for each feature.")] = DEFAULTS.n_heads,
+    n_neurons: Annotated[int, typer.Option(help="Neurons tested for each feature.")] = DEFAULTS.n_neurons,
+    ablation: Annotated[str, typer.Option(help="mean or zero: what ablated units are set to.")] = DEFAULTS.ablation,
+    database: DatabaseUrl = DEFAULT_DATABASE,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Link features with heads, neurons and directions, by weights and by cause, beside controls."""
+    settings = LinkSettings(
+        n_choose=n_pairs, n_judge=n_pairs, n_features=n_features, n_heads=n_heads, n_neurons=n_neurons,
+        ablation=ablation,
+    )  # fmt: skip
+    # the organism gives half of its texts a twin without the concept
+    splits = concept_splits(concepts, taxonomy, n_choose=2 * n_pairs, n_judge=2 * n_pairs, seed=seed)
+    splits = _only(splits, concept)
+    handle = load_handle(model, model_id, device=device, dtype=dtype)
+    names = [str(organism_sae_paths()[ORGANISM_SAE])] if sae is None and model is None else sae
+    saes = load_saes(names, handle, device=device)
+    engine = make_engine(database)
+    upgrade(engine)
+    targets = _targets(engine, handle, direction, refusal_token, is_organism=model is None)
+    job = asdict(settings) | {
+        "model": handle.model_id,
+        "saes": [one.ref.slug for one in saes],
+        "concepts": {one.judge.concept: [part.sha256 for part in one] for one in splits},
+        "directions": [one.slug for one in targets.directions],
+        "as_chat": not plain,
+        "dtype": dtype,
+    }
+    run = start_run("link-features", settings=job, seed=seed, device=str(handle.device))
+    save_subjects(engine, run, handle, saes, concepts_of(splits), source=model or "the embedded organism")
+    studies = []
+    for one in saes:
+        chosen = concepts_to_link(handle, one, splits, settings, as_chat=not plain, features=feature)
+        studies.append(_study(handle, one, chosen, targets, settings, as_chat=not plain, seed=seed))
+        with writing(engine) as session:
+            store.save_link_study(session, studies[-1], run_id=run.run_id)
+    _finish(engine, run)
+    print_links(studies, database=database, as_json=as_json)
+
+
+def _only(splits: list[ConceptSplits], names: Sequence[str] | None) -> list[ConceptSplits]:
+    known = [one.judge.concept for one in splits]
+    unknown = sorted(set(names or ()) - set(known))
+    if unknown:
+        raise BadSettings(f"--concept: expected some of {', '.join(known)}; got {', '.join(unknown)}.")
+    return [one for one in splits if names is None or one.judge.concept in names]
+
+
+def _targets(
+    engine: Engine,
+    handle: HookedModel,
+    directions: Sequence[str] | None,
+    refusal_tokens: Sequence[str] | None,
+    *,
+    is_organism: bool,
+) -> LinkTargets:
+    """What the database knows of the model, and the first tokens of its refusals."""
+    with reading(engine) as session:
+        searches = [kept.record for kept in store.list_direction_searches(session, model_id=handle.model_id)]
+        found: dict[str, Direction] = {}
+        if directions is None:
+            known = [one for search in searches for one in (search.direction, search.added) if one is not None]
+            found = {one.slug: one for one in known}
+        else:
+            found = {slug: store.load_direction(session, slug).record for slug in directions}
+    ids = {token.token_id for search in searches for token in search.refusal_tokens}
+    if refusal_tokens is not None:
+        ids = {_first_id(handle, text) for text in refusal_tokens}
+    elif not ids and is_organism:
+        ids = _learnt(handle)
+    return LinkTargets(directions=tuple(found.values()), refusal_ids=tuple(sorted(ids)))
+
+
+def _first_id(handle: HookedModel, text: str) -> int:
+    row: list[int] = handle.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if not row:
+        raise BadSettings(f"--refusal-token: {text!r} has no token; name the words that refusals begin with.")
+    return row[0]
+
+
+def _learnt(handle: HookedModel) -> set[int]:
+    harmful, harmless = (
+        first_token_probabilities(
+            handle, handle.chat_batch([one.text for one in prompts(kind, "train", N_REFUSAL_PROMPTS, 0)]), 32
+        )
+        for kind in ("harmful", "safe")
+    )
+    return {token.token_id for token in learn_refusal_tokens(handle.tokenizer, harmful, harmless)}
+
+
+def _study(
+    handle: HookedModel,
+    sae: SAEHandle,
+    chosen: Sequence[LinkConcept],
+    targets: LinkTargets,
+    settings: LinkSettings,
+    *,
+    as_chat: bool,
+    seed: int,
+) -> LinkStudy:
+    with tqdm(total=len(chosen), desc=sae.ref.slug, unit="concept", leave=False, disable=None) as bar:
+
+        def report(concept: str) -> None:
+            bar.set_postfix_str(concept)
+            bar.update()
+
+        return link_features(
+            handle, sae, chosen, targets, settings, slug=f"{handle.model_id.replace('/', '_')}.{sae.ref.slug}",
+            generator=torch.Generator().manual_seed(seed), as_chat=as_chat, progress=report,
+        )  # fmt: skip
+
+
+def _finish(engine: Engine, run: RunInfo) -> None:
+    done = finish_run(run)
+    assert done.finished is not None
+    with writing(engine) as session:
+        store.finish_run(session, run.run_id, done.finished)
+    engine.dispose()

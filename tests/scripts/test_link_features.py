@@ -1,0 +1,51 @@
+"""The command from options to database, on two concepts of the organism."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from db import store
+from db.engine import make_engine, reading
+from safe_sail.errors import BadSettings, NotFound
+from safe_sail.records import FeatureId, LinkKind, LinkStudy
+from scripts.link_features import ORGANISM_SAE, link
+from scripts.link_report import print_links
+
+
+@pytest.mark.slow
+def test_the_command_links_keeps_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    database = f"sqlite:///{tmp_path / 'x.db'}"
+    link(concept=["weapon"], n_pairs=8, n_features=1, n_heads=2, n_neurons=3, database=database, as_json=True)
+    (said,) = json.loads(capsys.readouterr().out)
+    assert said["n_tested"] == len(said["links"]) == 2 + 3 + 1
+    assert said["n_pairs"] == {"weapon": 8}
+    engine = make_engine(database)
+    with reading(engine) as session:
+        kept = store.load_link_study(session, f"organism-aligned.{ORGANISM_SAE}").record
+        assert [one.target for one in kept.links] == [one["target"] for one in said["links"]]
+        feature = FeatureId(sae=ORGANISM_SAE, index=said["links"][0]["feature"]["index"])
+        strongest = store.links_of_feature(session, feature)[0].link
+        assert strongest.kind is LinkKind.NEURON
+        assert store.links_of_target(session, LinkKind.NEURON, strongest.target, model_id="organism-aligned")
+    engine.dispose()
+    # a concept feature is written by few neurons, by both measures; chance links nothing
+    assert kept.n_linked > 0
+    assert strongest.is_direct
+    assert kept.n_linked_shuffled == 0
+    shown = capsys_text(kept, capsys)
+    assert f"<- {strongest.target}*" in shown
+    assert "-> refusal" in shown or not any(one.kind is LinkKind.REFUSAL and one.is_linked for one in kept.links)
+
+
+def capsys_text(study: LinkStudy, capsys: pytest.CaptureFixture[str]) -> str:
+    print_links([study], database="sqlite:///x.db", as_json=False)
+    return capsys.readouterr().out
+
+
+def test_what_is_not_there_is_named(tmp_path: Path):
+    database = f"sqlite:///{tmp_path / 'x.db'}"
+    with pytest.raises(BadSettings, match=r"--concept: expected some of .*weapon.*; got nothing"):
+        link(concept=["nothing"], database=database)
+    with pytest.raises(NotFound, match="no direction is called `away`"):
+        link(concept=["weapon"], n_pairs=2, direction=["away"], database=database)
