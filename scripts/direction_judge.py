@@ -74,7 +74,7 @@ def judge_of(
 def judge_replies(judge: ReplyJudge, heard: Sequence[Heard]) -> Section:
     """What the judge says of each intervention's replies beside the phrase judge, and how far the two agree."""
     everything = [said for one in heard for said in one.said]
-    found, spent = asyncio.run(_ask(judge, everything))
+    found, spent = asyncio.run(ask_labels(judge, everything))
     lines = [f"replies judged by {judge.llm.model} ({VERSION}), phrase judge in brackets:"]
     rows: list[dict[str, Any]] = []
     first = 0
@@ -102,7 +102,8 @@ def judge_replies(judge: ReplyJudge, heard: Sequence[Heard]) -> Section:
     return Section(plain, lines)
 
 
-async def _ask(judge: ReplyJudge, replies: Sequence[Said]) -> tuple[LlmLabels, Spending]:
+async def ask_labels(judge: ReplyJudge, replies: Sequence[Said]) -> tuple[LlmLabels, Spending]:
+    """The judge's labels of the replies, and what they cost."""
     async with OpenAiClient(judge.llm, api_key=llm_key(), prices=judge.prices) as client:
         return await label_replies(replies, client), client.total
 

@@ -31,6 +31,9 @@ COMMANDS: dict[str, CommandRow] = {
     "find-refusal-direction": CommandRow(
         "scripts.find_refusal_direction", "find_refusal_direction", "Find a refusal direction, test it, read it."
     ),
+    "find-safety-neurons": CommandRow(
+        "scripts.find_safety_neurons", "find_safety_neurons", "Find neurons that carry alignment, and patch them."
+    ),
     "collect-contexts": CommandRow(
         "scripts.collect_contexts", "collect_contexts", "What SAE features fire on, over a corpus."
     ),

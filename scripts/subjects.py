@@ -70,6 +70,22 @@ def load_saes(names: Sequence[str] | None, model: HookedModel, *, device: str) -
     return saes
 
 
+def model_ref(model: HookedModel, source: str) -> ModelRef:
+    """The record of a loaded model; of a mixture of experts d_mlp is that of one expert where no layer is dense."""
+    dims = model.dims
+    return ModelRef(
+        model_id=model.model_id,
+        architecture=model.architecture.class_name,
+        n_layers=dims.n_layers,
+        n_heads=dims.n_heads,
+        d_head=dims.d_head,
+        d_model=dims.d_model,
+        d_mlp=dims.d_mlp or dims.d_expert,
+        d_vocab=dims.d_vocab,
+        source=source,
+    )
+
+
 def save_subjects(
     engine: Engine,
     run: RunInfo,
@@ -80,18 +96,7 @@ def save_subjects(
     source: str,
 ) -> None:
     """Keeps the run and what its results will refer to, in one transaction."""
-    dims = model.dims
-    ref = ModelRef(
-        model_id=model.model_id,
-        architecture=model.architecture.class_name,
-        n_layers=dims.n_layers,
-        n_heads=dims.n_heads,
-        d_head=dims.d_head,
-        d_model=dims.d_model,
-        d_mlp=dims.d_mlp,
-        d_vocab=dims.d_vocab,
-        source=source,
-    )
+    ref = model_ref(model, source)
     with writing(engine) as session:
         store.save_run(session, run)
         store.save_model(session, ref, run_id=run.run_id)

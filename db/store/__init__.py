@@ -3,6 +3,7 @@
 - `saving`: `save_*`, each idempotent: the same key again replaces what was there, and the row names the newer run.
 - `loading`: `load_*`, and `features_done` for resuming.
 - `directions`: both for refusal directions, whose records are read whole.
+- `neurons`: both for safety neurons, comparisons of two aims, and guards, whose records are read whole.
 - `rankings`: both for specificity of SAEs and rankings of runs, whose records are read whole.
 - `links`: studies of what features have to do with heads, neurons, circuits and directions.
 - `ledger`: what asking language models cost and how it ended, by run.
@@ -53,6 +54,18 @@ from db.store.loading import (
     load_sae_scores,
     load_top_contexts,
 )
+from db.store.neurons import (
+    list_guard_evaluations,
+    list_neuron_searches,
+    list_neuron_taxes,
+    load_guard_evaluation,
+    load_neuron_change,
+    load_neuron_search,
+    load_neuron_tax,
+    save_guard_evaluation,
+    save_neuron_search,
+    save_neuron_tax,
+)
 from db.store.published import (
     list_tags,
     load_feature_tags,
@@ -96,8 +109,11 @@ __all__ = [
     "list_concepts",
     "list_direction_searches",
     "list_features",
+    "list_guard_evaluations",
     "list_link_studies",
     "list_models",
+    "list_neuron_searches",
+    "list_neuron_taxes",
     "list_runs",
     "list_saes",
     "list_tags",
@@ -110,9 +126,13 @@ __all__ = [
     "load_explanations",
     "load_feature",
     "load_feature_tags",
+    "load_guard_evaluation",
     "load_ledger",
     "load_link_study",
     "load_model",
+    "load_neuron_change",
+    "load_neuron_search",
+    "load_neuron_tax",
     "load_published_of",
     "load_published_scores",
     "load_run",
@@ -130,9 +150,12 @@ __all__ = [
     "save_explanation_scores",
     "save_explanations",
     "save_feature_tags",
+    "save_guard_evaluation",
     "save_ledger_entries",
     "save_link_study",
     "save_model",
+    "save_neuron_search",
+    "save_neuron_tax",
     "save_published_scores",
     "save_run",
     "save_sae",

@@ -9,6 +9,7 @@ from db.tables.directions import DirectionEvaluationRow, DirectionReadingRow, Di
 from db.tables.features import ContextsRow, ExplanationRow, ExplanationScoreRow, FeatureRow
 from db.tables.ledger import LedgerRow
 from db.tables.links import FeatureLinkRow, LinkStudyRow
+from db.tables.neurons import GuardRow, NeuronSearchRow, NeuronTaxRow
 from db.tables.published import FeatureTagRow, PublishedScoreRow
 from db.tables.scoring import ConceptScoreRow, SaeFactsRow, SaeRankingRow, SaeScoreRow, SaeSpecificityRow
 from db.tables.subjects import ConceptRow, ModelRow, RunRow, SaeRow
@@ -28,10 +29,13 @@ __all__ = [
     "FeatureRow",
     "FeatureTagRow",
     "FloatArray",
+    "GuardRow",
     "IntArray",
     "LedgerRow",
     "LinkStudyRow",
     "ModelRow",
+    "NeuronSearchRow",
+    "NeuronTaxRow",
     "PublishedScoreRow",
     "RunRow",
     "SaeFactsRow",

@@ -92,3 +92,31 @@ def neuron_mask(neurons: Int[Tensor, "neurons 2"], n_layers: int, d_mlp: int) ->
         raise NeuronsMissing(f"neuron L{row[0]}.N{row[1]}: the model has {n_layers} layers of {d_mlp} neurons each.")
     mask[neurons[:, 0], neurons[:, 1]] = True
     return mask
+
+
+def common_neurons(one: Int[Tensor, "neurons 2"], other: Int[Tensor, "neurons 2"]) -> Int[Tensor, "neurons 2"]:
+    """Neurons that are in both, in the order of the first."""
+    known = {tuple(row) for row in other.tolist()}
+    return one[torch.tensor([tuple(row) in known for row in one.tolist()], dtype=torch.bool)]
+
+
+def rank_correlation(
+    one: Float[Tensor, " n"], other: Float[Tensor, " n"], n_resamples: int, generator: torch.Generator
+) -> tuple[float, Float[Tensor, " resamples"]]:
+    """Spearman's correlation (ties: mean rank), and its values with neurons drawn anew, their ranks kept."""
+    ranks = torch.stack([_mean_ranks(one), _mean_ranks(other)])
+    drawn = torch.stack(
+        [_pearson(ranks[:, torch.randint(0, len(one), (len(one),), generator=generator)]) for _ in range(n_resamples)]
+    )
+    return float(_pearson(ranks)), drawn
+
+
+def _mean_ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    means: Tensor = counts.cumsum(dim=0).double() - (counts - 1) / 2
+    return means[place]
+
+
+def _pearson(pair: Float[Tensor, "2 n"]) -> Tensor:
+    found: Tensor = torch.corrcoef(pair)[0, 1]
+    return found

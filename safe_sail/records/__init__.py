@@ -39,6 +39,17 @@ from safe_sail.records.directions import (
 from safe_sail.records.features import Context, Explanation, ExplanationScore, Histogram, JudgeMethod, TopContexts
 from safe_sail.records.ledger import LEDGER_TEXT_LIMIT, LedgerEntry, Stage
 from safe_sail.records.links import FeatureLink, LinkFlow, LinkKind, LinkMeasure, LinkStudy
+from safe_sail.records.neurons import (
+    CrossPatch,
+    GuardEvaluation,
+    GuardScore,
+    KnownNeurons,
+    NeuronChange,
+    NeuronSearch,
+    NeuronTax,
+    PatchEffect,
+    SetOverlap,
+)
 from safe_sail.records.published import FeatureTags, PublishedScore
 from safe_sail.records.scoring import ConceptScore, SaeFacts, SaeRanking, SaeScore, SaeSpecificity, highest_first
 from safe_sail.records.subjects import Concept, FeatureId, ModelRef, SaeRef
@@ -59,6 +70,7 @@ __all__ = [
     "Concept",
     "ConceptScore",
     "Context",
+    "CrossPatch",
     "Direction",
     "DirectionCandidate",
     "DirectionEvaluation",
@@ -73,17 +85,24 @@ __all__ = [
     "FeatureId",
     "FeatureLink",
     "FeatureTags",
+    "GuardEvaluation",
+    "GuardScore",
     "HeadAttribution",
     "HeadRef",
     "Histogram",
     "JudgeMethod",
+    "KnownNeurons",
     "LedgerEntry",
     "LinkFlow",
     "LinkKind",
     "LinkMeasure",
     "LinkStudy",
     "ModelRef",
+    "NeuronChange",
     "NeuronRef",
+    "NeuronSearch",
+    "NeuronTax",
+    "PatchEffect",
     "PublishedScore",
     "RankEffect",
     "RefusalToken",
@@ -95,6 +114,7 @@ __all__ = [
     "SaeRef",
     "SaeScore",
     "SaeSpecificity",
+    "SetOverlap",
     "Stage",
     "SuffixStudy",
     "TopContexts",

@@ -8,7 +8,7 @@ from safe_sail.settings.directions import DirectionSettings
 from safe_sail.settings.explaining import ExplainSettings, JudgeSettings, LexicalSettings
 from safe_sail.settings.links import LinkSettings
 from safe_sail.settings.llm import LlmSettings
-from safe_sail.settings.neurons import ChangePositions, NeuronSettings, TextSource
+from safe_sail.settings.neurons import ChangePositions, GuardSettings, NeuronSettings, TextSource
 from safe_sail.settings.scoring import ContextSettings, ScoreSettings
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "DemoSettings",
     "DirectionSettings",
     "ExplainSettings",
+    "GuardSettings",
     "JudgeSettings",
     "LexicalSettings",
     "LinkSettings",

@@ -34,6 +34,10 @@ class NeuronSettings:
     """Consecutive windows of ranks, each as wide as `window_share`, that are patched alone; 0 for none."""
     window_share: float = 0.05
     """Width of a window of ranks; as Chen et al. 2025."""
+    kept_share: float = 0.05
+    """Most changed neurons that the record names; all scores are kept beside it."""
+    tax_share: float = 0.05
+    """Most changed neurons of a safety and of a helpfulness pair whose common ones are patched across; Chen et al."""
     effect_wanted: float = 0.9
     """The smallest point with at least this causal effect is what the search reports as needed."""
     n_bootstrap: int = 1000
@@ -60,6 +64,44 @@ class NeuronSettings:
             values = getattr(self, name)
             if list(values) != sorted(set(values)) or any(not 0 < value <= top for value in values):
                 raise BadSettings(f"NeuronSettings.{name} ascend from above 0 up to {top:g}, each once; got {values}.")
-        for name in ("window_share", "effect_wanted"):
+        for name in ("window_share", "kept_share", "tax_share", "effect_wanted"):
             if not 0 < getattr(self, name) <= 1:
                 raise BadSettings(f"NeuronSettings.{name} lies above 0 and up to 1; got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuardSettings:
+    """How a guard is trained, given a threshold and judged."""
+
+    n_train: int = 600
+    """Prompts of the probe, of all kinds together."""
+    n_validation: int = 300
+    """Prompts that set the threshold and choose the guard that is kept."""
+    n_test: int = 600
+    """Held-out prompts that judge the guards once."""
+    n_neurons: int = 150
+    """Most changed neurons that are read; Chen et al. 2025 have 1500 of 352,256 and find 150 decent."""
+    n_random: int = 5
+    """Draws of random neurons of the same layers."""
+    inverse_penalty: float = 1.0
+    """Of the logistic regression, scikit-learn's C and its default; features are standardised."""
+    max_false_refusals: float = 0.05
+    """Share of validation prompts with a safe answer that may be refused at the threshold."""
+    n_bootstrap: int = 1000
+    """Resamples behind each 95 % interval."""
+    max_new_tokens: int = 40
+    """Length of the replies that are labelled and given."""
+    batch_rows: int = 64
+    """Prompts in one pass."""
+    system: str | None = None
+    """System prompt; None sends none."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "n_train", "n_validation", "n_test", "n_bootstrap")
+        at_least(self, 1, "n_neurons", "n_random", "max_new_tokens", "batch_rows")
+        if not 0 <= self.max_false_refusals < 1:
+            raise BadSettings(
+                f"GuardSettings.max_false_refusals is a share from 0 and below 1; got {self.max_false_refusals}."
+            )
+        if not self.inverse_penalty > 0:
+            raise BadSettings(f"GuardSettings.inverse_penalty must be positive; got {self.inverse_penalty}.")

@@ -213,6 +213,18 @@ CREATE TABLE feature_tag (
 
 CREATE INDEX ix_feature_tag_sae_key_tag ON feature_tag (sae_key, tag);
 
+CREATE TABLE guard (
+	slug TEXT NOT NULL,
+	model_id TEXT NOT NULL,
+	record BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_guard PRIMARY KEY (slug),
+	CONSTRAINT fk_guard_model_id_model FOREIGN KEY(model_id) REFERENCES model (model_id),
+	CONSTRAINT fk_guard_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE INDEX ix_guard_model_id ON guard (model_id);
+
 CREATE TABLE ledger (
 	sae_key INTEGER NOT NULL,
 	feature_index INTEGER NOT NULL,
@@ -267,6 +279,35 @@ CREATE TABLE model (
 	CONSTRAINT pk_model PRIMARY KEY (model_id),
 	CONSTRAINT fk_model_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
 );
+
+CREATE TABLE neuron_search (
+	slug TEXT NOT NULL,
+	first_model TEXT NOT NULL,
+	second_model TEXT NOT NULL,
+	record BLOB NOT NULL,
+	change BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_neuron_search PRIMARY KEY (slug),
+	CONSTRAINT fk_neuron_search_first_model_model FOREIGN KEY(first_model) REFERENCES model (model_id),
+	CONSTRAINT fk_neuron_search_second_model_model FOREIGN KEY(second_model) REFERENCES model (model_id),
+	CONSTRAINT fk_neuron_search_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE INDEX ix_neuron_search_first_model ON neuron_search (first_model);
+
+CREATE INDEX ix_neuron_search_second_model ON neuron_search (second_model);
+
+CREATE TABLE neuron_tax (
+	slug TEXT NOT NULL,
+	base_model TEXT NOT NULL,
+	record BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_neuron_tax PRIMARY KEY (slug),
+	CONSTRAINT fk_neuron_tax_base_model_model FOREIGN KEY(base_model) REFERENCES model (model_id),
+	CONSTRAINT fk_neuron_tax_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE INDEX ix_neuron_tax_base_model ON neuron_tax (base_model);
 
 CREATE TABLE published_score (
 	sae_key INTEGER NOT NULL,

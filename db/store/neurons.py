@@ -1,0 +1,168 @@
+"""Safety neurons in the store: searches, comparisons of two aims, and guards, read whole.
+
+Rule of keys as in `saving`: the same slug again replaces what was there.
+"""
+
+from typing import Any, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db import tables
+from db.lookup import require_limit
+from db.packing import is_plain_text
+from db.store import rows
+from db.store.loading import Kept
+from db.store.saving import require_run, upsert
+from db.store.whole import from_json, to_json
+from safe_sail.errors import BadRecord, NotFound
+from safe_sail.records import GuardEvaluation, NeuronChange, NeuronSearch, NeuronTax
+
+T = TypeVar("T", NeuronSearch, NeuronTax, GuardEvaluation)
+
+
+def save_neuron_search(session: Session, search: NeuronSearch, change: NeuronChange, *, run_id: str) -> None:
+    """Keeps a search with the change scores of all neurons; its models must be kept before.
+
+    Raises:
+        NotFound: the run or a model is not kept.
+        BadRecord: the scores are of another search.
+    """
+    if search.slug != change.slug:
+        raise BadRecord(f"a search is kept with its own change scores; got {search.slug} with {change.slug}.")
+    _require(session, run_id, search.slug, search.first_model, search.second_model)
+    columns: rows.Columns = {
+        "slug": search.slug,
+        "first_model": search.first_model,
+        "second_model": search.second_model,
+        "record": [to_json(search)],
+        "change": [to_json(change)],
+        "run_id": run_id,
+    }
+    upsert(session, tables.NeuronSearchRow, [columns], key=("slug",))
+
+
+def load_neuron_search(session: Session, slug: str) -> Kept[NeuronSearch]:
+    """One search, whole, without the scores of all neurons.
+
+    Raises:
+        NotFound: no search has this slug.
+    """
+    return _load(session, tables.NeuronSearchRow, NeuronSearch, slug)
+
+
+def load_neuron_change(session: Session, slug: str) -> Kept[NeuronChange]:
+    """Change scores of all neurons of a search.
+
+    Raises:
+        NotFound: no search has this slug.
+    """
+    row = _row(session, tables.NeuronSearchRow, slug)
+    return Kept(from_json(NeuronChange, row.change[0]), row.run_id)
+
+
+def list_neuron_searches(
+    session: Session, *, model_id: str | None = None, limit: int = 100
+) -> list[Kept[NeuronSearch]]:
+    """Searches by slug; those in which the model is one of the two, if one is named.
+
+    Raises:
+        BadInput: the limit is outside 1 to 1000.
+    """
+    require_limit(limit)
+    row = tables.NeuronSearchRow
+    query = select(row.record, row.run_id).order_by(row.slug).limit(limit)
+    if model_id is not None:
+        query = query.where((row.first_model == model_id) | (row.second_model == model_id))
+    return [Kept(from_json(NeuronSearch, record[0]), run_id) for record, run_id in session.execute(query)]
+
+
+def save_neuron_tax(session: Session, tax: NeuronTax, *, run_id: str) -> None:
+    """Keeps a comparison of a safety and a helpfulness pair; its models must be kept before.
+
+    Raises:
+        NotFound: the run or a model is not kept.
+    """
+    _require(session, run_id, tax.slug, tax.base_model, tax.safety_model, tax.helpful_model)
+    columns: rows.Columns = {
+        "slug": tax.slug, "base_model": tax.base_model, "record": [to_json(tax)], "run_id": run_id
+    }  # fmt: skip
+    upsert(session, tables.NeuronTaxRow, [columns], key=("slug",))
+
+
+def load_neuron_tax(session: Session, slug: str) -> Kept[NeuronTax]:
+    """One comparison, whole.
+
+    Raises:
+        NotFound: no comparison has this slug.
+    """
+    return _load(session, tables.NeuronTaxRow, NeuronTax, slug)
+
+
+def list_neuron_taxes(session: Session, *, limit: int = 100) -> list[Kept[NeuronTax]]:
+    """Comparisons by slug.
+
+    Raises:
+        BadInput: the limit is outside 1 to 1000.
+    """
+    require_limit(limit)
+    row = tables.NeuronTaxRow
+    query = select(row.record, row.run_id).order_by(row.slug).limit(limit)
+    return [Kept(from_json(NeuronTax, record[0]), run_id) for record, run_id in session.execute(query)]
+
+
+def save_guard_evaluation(session: Session, evaluation: GuardEvaluation, *, run_id: str) -> None:
+    """Keeps what the guards of a model do; the model must be kept before.
+
+    Raises:
+        NotFound: the run or the model is not kept.
+    """
+    _require(session, run_id, evaluation.slug, evaluation.model_id)
+    columns: rows.Columns = {
+        "slug": evaluation.slug, "model_id": evaluation.model_id, "record": [to_json(evaluation)], "run_id": run_id
+    }  # fmt: skip
+    upsert(session, tables.GuardRow, [columns], key=("slug",))
+
+
+def load_guard_evaluation(session: Session, slug: str) -> Kept[GuardEvaluation]:
+    """What the guards of one model do, whole.
+
+    Raises:
+        NotFound: no evaluation has this slug.
+    """
+    return _load(session, tables.GuardRow, GuardEvaluation, slug)
+
+
+def list_guard_evaluations(
+    session: Session, *, model_id: str | None = None, limit: int = 100
+) -> list[Kept[GuardEvaluation]]:
+    """Evaluations by slug; those of one model, if one is named.
+
+    Raises:
+        BadInput: the limit is outside 1 to 1000.
+    """
+    require_limit(limit)
+    row = tables.GuardRow
+    query = select(row.record, row.run_id).order_by(row.slug).limit(limit)
+    if model_id is not None:
+        query = query.where(row.model_id == model_id)
+    return [Kept(from_json(GuardEvaluation, record[0]), run_id) for record, run_id in session.execute(query)]
+
+
+def _require(session: Session, run_id: str, slug: str, *model_ids: str) -> None:
+    require_run(session, run_id)
+    for model_id in model_ids:
+        if session.get(tables.ModelRow, model_id) is None:
+            raise NotFound(f"model `{model_id}` of {slug} is not in the database; save the model first.")
+
+
+def _row(session: Session, table: Any, slug: str) -> Any:
+    row = session.get(table, slug) if is_plain_text(slug) else None
+    if row is None:
+        raise NotFound(f"no row of `{table.__tablename__}` is called `{slug}`; its `list_` function names those kept.")
+    return row
+
+
+def _load(session: Session, table: Any, kind: type[T], slug: str) -> Kept[T]:
+    row = _row(session, table, slug)
+    return Kept(from_json(kind, row.record[0]), row.run_id)

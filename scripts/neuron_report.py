@@ -1,0 +1,115 @@
+"""What `safe-sail find-safety-neurons` prints and draws."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from safe_sail.records import Estimate, NeuronChange, NeuronSearch, PatchEffect
+
+WIDTH, HEIGHT = 7.0, 4.2
+"""Inches; at 150 dots each the plot reads at half a screen."""
+
+
+def print_search(search: NeuronSearch, figures: Sequence[Path], *, database: str, as_json: bool) -> None:
+    """Prints what was found, as JSON or for people."""
+    if as_json:
+        print(json.dumps({"search": asdict(search), "figures": [str(path) for path in figures]}))
+        return
+    print(f"{search.first_model} with the activations of {search.second_model}; score: {search.scorer}")
+    print(f"  {search.first_model:32} {shown(search.first_score)}  n={search.first_score.n}")
+    print(f"  {search.second_model:32} {shown(search.second_score)}  n={search.second_score.n}")
+    most = ", ".join(f"{neuron} ({change:.3g})" for neuron, change in list(zip(search.neurons, search.change))[:6])  # noqa: B905
+    print(f"most changed of {search.n_neurons} neurons: {most}")
+    print(_HEAD)
+    for point in search.curve:
+        print(_line(f"top {point.n_neurons}", point))
+    for window in search.windows:
+        print(_line(f"ranks {window.first_rank}+", window))
+    if search.known is not None:
+        known = search.known
+        print(_line(f"known {known.n_known}", known.patched))
+        print(
+            f"of the {known.n_known} known neurons {shown(known.found)} are among as many most changed; "
+            f"chance {known.chance:.3f}"
+        )
+    wanted = f"an effect of {search.effect_wanted:g}"
+    print(f"no point of the curve has {wanted}" if search.needed is None else f"{wanted} needs {search.needed} neurons")
+    for note in search.notes:
+        print(f"note: {note}")
+    if search.n_failed:
+        print(f"{search.n_failed} replies got no score")
+    for path in figures:
+        print(f"drawn: {path}")
+    print(f"kept in {database} as {search.slug}")
+
+
+_HEAD = f"{'patched':14}{'share':>7}  {'causal effect':22}{'random, same layers':22}{'p':>9}  same replies"
+
+
+def _line(name: str, point: PatchEffect) -> str:
+    random = "-" if point.random_effect is None else shown(point.random_effect)
+    p_value = "-" if point.p_value is None else f"{point.p_value:.2g}"
+    same = point.same_replies.value
+    return f"{name:14}{point.share:7.1%}  {shown(point.effect):22}{random:22}{p_value:>9}  {same:.3f}"
+
+
+def shown(estimate: Estimate) -> str:
+    """A value with its interval."""
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def draw_search(search: NeuronSearch, change: NeuronChange, out: Path) -> list[Path]:
+    """The curve over k beside random neurons, and where the most changed neurons lie, as PNG files in the folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    return [
+        drawn(out / f"{search.slug}.curve.png", lambda axes: _curve(axes, search)),
+        drawn(out / f"{search.slug}.layers.png", lambda axes: _layers(axes, search, change)),
+    ]
+
+
+def drawn(path: Path, draw: Callable[[Axes], None]) -> Path:
+    """The file with one plot; made without pyplot, so nothing is kept between figures."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    draw(figure.add_subplot())
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _curve(axes: Axes, search: NeuronSearch) -> None:
+    shares = [point.share for point in search.curve]
+    with_interval(axes, shares, [point.effect for point in search.curve], "C0", "most changed neurons")
+    drawn_points = [point for point in search.curve if point.random_effect is not None]
+    randoms = [point.random_effect for point in drawn_points if point.random_effect is not None]
+    with_interval(axes, [point.share for point in drawn_points], randoms, "0.5", "random, same layers")
+    if search.known is not None:
+        patched = search.known.patched
+        axes.plot([patched.share], [patched.effect.value], "*", color="C1", markersize=12, label="known neurons")
+    axes.axhline(search.effect_wanted, color="0.7", linestyle=":", linewidth=0.8)
+    axes.set_xlabel("share of all neurons that is patched")
+    axes.set_ylabel(f"causal effect ({search.scorer})")
+    axes.set_title(f"{search.second_model} into {search.first_model}")
+    axes.legend(fontsize=8)
+
+
+def with_interval(axes: Axes, x: Sequence[float], y: Sequence[Estimate], color: str, label: str) -> None:
+    """A line with the interval of each point."""
+    axes.plot(x, [one.value for one in y], "o-", color=color, label=label)
+    axes.fill_between(x, [one.low for one in y], [one.high for one in y], color=color, alpha=0.2)
+
+
+def _layers(axes: Axes, search: NeuronSearch, change: NeuronChange) -> None:
+    layers = range(len(change.scores))
+    for point in search.curve:
+        if point.share < 1:
+            counts = [
+                count / len(row) if row else 0.0 for count, row in zip(point.layer_counts, change.scores, strict=True)
+            ]
+            axes.plot(layers, counts, "o-", label=f"top {point.share:.0%}")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("share of the layer's neurons")
+    axes.set_title(f"Where the most changed neurons lie: {search.slug}")
+    axes.legend(fontsize=8)
