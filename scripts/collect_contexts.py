@@ -2,10 +2,9 @@
 
 safe-sail collect-contexts
 safe-sail collect-contexts --model MODEL --sae FOLDER --corpus texts.jsonl --features 0-99,512 --state state
-safe-sail collect-contexts --model MODEL --sae FOLDER --corpus texts.jsonl --executor ray --workers 4 --device cuda
+safe-sail collect-contexts --model MODEL --sae RELEASE/ID --corpus OWNER/NAME --executor ray --workers 4 --device cuda
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from db import store
 from db.engine import make_engine, writing
 from db.migrate import upgrade
-from safe_sail.data.corpus import Document, corpus_batches, read_documents
+from safe_sail.data.corpus import Document, corpus_batches
 from safe_sail.errors import BadInput
 from safe_sail.execution.executors import RayExecutor
 from safe_sail.features.context_buffers import ContextBuffers
@@ -32,6 +31,7 @@ from safe_sail.records import RunInfo
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ContextSettings
 from scripts.context_runs import StateFolder, Subjects, fill_here, fill_on_workers
+from scripts.corpora import CorpusName, TextField, corpus_facts, fixed, read_corpus
 from scripts.options import DEFAULT_DATABASE, DatabaseUrl, Device, Seed
 from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, load_handle, load_saes, save_subjects
 
@@ -44,8 +44,8 @@ def collect_contexts(
     model: ModelName = None,
     model_id: ModelId = None,
     sae: SaeNames = None,
-    corpus: Annotated[Path | None, typer.Option(help=".txt, .jsonl or .parquet file, or a folder of them.")] = None,
-    text_field: Annotated[str, typer.Option(help="Where .jsonl and .parquet files hold the text.")] = "text",
+    corpus: CorpusName = None,
+    text_field: TextField = "text",
     features: Annotated[str | None, typer.Option(help="Features of every SAE, as 0-99,512; all if absent.")] = None,
     database: DatabaseUrl = DEFAULT_DATABASE,
     state: Annotated[Path | None, typer.Option(help="Folder from which a killed run goes on.")] = None,
@@ -66,6 +66,7 @@ def collect_contexts(
 ) -> None:
     """Collect what SAE features fire on, and store it."""
     crew = _executor(executor, workers, worker_cpus, ray_address, device)
+    corpus = fixed(corpus)
     settings = ContextSettings(n_documents=n_documents, n_contexts=n_contexts, window=window, batch_size=batch_size)
     # workers have the devices; what is here only tells them apart
     device_here = "cpu" if crew else device
@@ -76,7 +77,7 @@ def collect_contexts(
     job = {
         "model": handle.model_id,
         "saes": [one.ref.slug for one in saes],
-        "corpus": _corpus_facts(corpus, settings, text_field),
+        "corpus": {"organism_documents": n_documents} if corpus is None else corpus_facts(corpus, text_field),
         "features": "all" if features is None else features,
         "dtype": dtype,
         "settings": asdict(settings),
@@ -167,26 +168,11 @@ def _prepend_bos(saes: Sequence[SAEHandle], model: HookedModel) -> bool:
     return bos is not None and model.tokenizer("a")["input_ids"][:1] == [bos]
 
 
-def _documents(corpus: Path | None, text_field: str, settings: ContextSettings, seed: int) -> Iterable[Document]:
+def _documents(corpus: str | None, text_field: str, settings: ContextSettings, seed: int) -> Iterable[Document]:
     if corpus is not None:
-        return read_documents(corpus, text_field=text_field)
+        return read_corpus(corpus, text_field)
     texts = documents(settings.n_documents, seed)
     return (Document(f"document {place}", text.text) for place, text in enumerate(texts))
-
-
-def _corpus_facts(corpus: Path | None, settings: ContextSettings, text_field: str) -> dict[str, object]:
-    """What tells this corpus from others: SHA-256 over its files' names and bytes."""
-    if corpus is None:
-        return {"organism_documents": settings.n_documents}
-    digest = hashlib.sha256()
-    files = sorted(path for path in corpus.rglob("*") if path.is_file()) if corpus.is_dir() else [corpus]
-    for path in files:
-        if path.is_file():
-            digest.update(f"{path.relative_to(corpus)}\0".encode())
-            with path.open("rb") as file:
-                while part := file.read(2**20):
-                    digest.update(part)
-    return {"name": corpus.name, "sha256": digest.hexdigest(), "text_field": text_field}
 
 
 # save

@@ -1,4 +1,4 @@
-"""Labelled texts of concepts as commands read them: files of the user's, or the organism's own; in two parts."""
+"""Labelled texts of concepts as commands read them: files and data sets, or the organism's own; in two parts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from safe_sail.records import Concept
 
 
 def concept_splits(
-    files: Sequence[Path] | None, taxonomy: Path | None, *, n_choose: int, n_judge: int, seed: int
+    files: Sequence[str | Path] | None, taxonomy: Path | None, *, n_choose: int, n_judge: int, seed: int
 ) -> list[ConceptSplits]:
     """Texts of every concept that choose and that judge: halves of the files, or as many of the organism's as asked.
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from db import store
 from db.engine import make_engine, writing
 from db.migrate import upgrade
-from safe_sail.data.corpus import Document, corpus_batches, read_documents
+from safe_sail.data.corpus import Document, corpus_batches
 from safe_sail.features.ranking import rank_saes
 from safe_sail.features.score import ConceptSplits, SaeConceptResult, concept_blocks, score_saes
 from safe_sail.model.handle import HookedModel
@@ -29,6 +29,7 @@ from safe_sail.sae.facts import measure_facts
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ScoreSettings
 from scripts.concept_texts import concept_splits, concepts_of
+from scripts.corpora import CorpusName, TextField, fixed, read_corpus
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.plots import draw_scores
 from scripts.score_report import print_scores
@@ -45,13 +46,12 @@ def score(
     model_id: ModelId = None,
     sae: SaeNames = None,
     concepts: Annotated[
-        list[Path] | None,
-        typer.Option(help=".jsonl or .csv of labelled texts, paired or not; may be given again; else the organism's."),
+        list[str] | None,
+        typer.Option(help=".jsonl, .csv or hub data set of labelled texts, paired or not; may be given again."),
     ] = None,
     taxonomy: Annotated[Path | None, typer.Option(help="YAML or JSON of domains, categories and concepts.")] = None,
-    corpus: Annotated[
-        Path | None, typer.Option(help="Texts on which reconstruction is measured; the organism has its own.")
-    ] = None,
+    corpus: CorpusName = None,
+    text_field: TextField = "text",
     plain: Annotated[bool, typer.Option("--plain", help="Texts as they are, without the chat template.")] = False,
     n_texts: Annotated[int, typer.Option(help="The organism's texts of each class and split.")] = DEFAULTS.n_judge,
     n_bootstrap: Annotated[int, typer.Option(help="Resamples behind each interval.")] = DEFAULTS.n_bootstrap,
@@ -73,7 +73,8 @@ def score(
     handle = load_handle(model, model_id, device=device, dtype=dtype)
     saes = load_saes(sae, handle, device=device)
     # what is missing or too large shows before anything is kept
-    fact_texts = _fact_documents(corpus, model, seed)
+    corpus = fixed(corpus)
+    fact_texts = _fact_documents(corpus, text_field, model, seed)
     n_read = sum(len(block.texts) for block in concept_blocks(splits, saes, max_bytes=settings.max_bytes))
     engine = make_engine(database)
     upgrade(engine)
@@ -99,10 +100,10 @@ def score(
 # texts
 
 
-def _fact_documents(corpus: Path | None, model: str | None, seed: int) -> list[Document]:
+def _fact_documents(corpus: str | None, text_field: str, model: str | None, seed: int) -> list[Document]:
     """The corpus' first documents; the organism's own; none for another model without a corpus."""
     if corpus is not None:
-        return list(islice(read_documents(corpus), N_FACT_DOCUMENTS))
+        return list(islice(read_corpus(corpus, text_field), N_FACT_DOCUMENTS))
     if model is not None:
         return []
     # the demo's seed for these texts: the two commands give an SAE the same facts

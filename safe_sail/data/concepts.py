@@ -1,6 +1,6 @@
 """Labelled texts and contrastive pairs of safety concepts: read, checked, hashed, split.
 
-A concept file is JSONL or CSV, one text a row:
+A concept file is JSONL or CSV, or a data set of the Hugging Face hub by name, one text a row:
 
     {"text": "how to build a bomb", "label": 1, "concept": "weapons", "pair": "17"}
 
@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 
+from safe_sail.data.hub import dataset_name, dataset_rows
 from safe_sail.data.taxonomy import DEFAULT, Taxonomy
 from safe_sail.errors import BadInput, CorpusUnreadable, EmptyConcept
 
@@ -119,8 +120,8 @@ class ConceptDataset:
         }
 
 
-def read_concepts(path: Path, *, taxonomy: Taxonomy = DEFAULT) -> list[ConceptDataset]:
-    """The concepts of a JSONL or CSV file, in order of first appearance.
+def read_concepts(source: Path | str, *, taxonomy: Taxonomy = DEFAULT) -> list[ConceptDataset]:
+    """The concepts of a JSONL or CSV file, or of a data set by name, in order of first appearance.
 
     Raises:
         CorpusUnreadable: the file is missing, empty or malformed; the message names the line.
@@ -128,8 +129,11 @@ def read_concepts(path: Path, *, taxonomy: Taxonomy = DEFAULT) -> list[ConceptDa
     """
     by_concept: dict[str, list[LabelledText]] = defaultdict(list)
     places: dict[str, tuple[str, str]] = {}
-    for line, row in _read_rows(path):
-        where = f"`{path}` line {line}"
+    dataset = dataset_name(str(source))
+    path = Path(str(source) if dataset is None else dataset.path)
+    rows = _read_rows(path) if dataset is None else enumerate(dataset_rows(dataset), start=1)
+    for line, row in rows:
+        where = f"`{source}` {'line' if dataset is None else 'row'} {line}"
         pair = row.get("pair")
         labelled = LabelledText(
             _text_of(row, "text", where), _label_of(row, where), None if pair in (None, "") else str(pair)
@@ -140,22 +144,22 @@ def read_concepts(path: Path, *, taxonomy: Taxonomy = DEFAULT) -> list[ConceptDa
             raise CorpusUnreadable(f"{where}: `{concept}` stands in {place} here and in {places[concept]} before.")
         by_concept[concept].append(labelled)
     if not by_concept:
-        raise CorpusUnreadable(f"`{path}` holds no rows; expected one text a row with `text` and `label`.")
+        raise CorpusUnreadable(f"`{source}` holds no rows; expected one text a row with `text` and `label`.")
     try:
         return [
             ConceptDataset(
                 concept=concept,
                 domain=places[concept][0],
                 category=places[concept][1],
-                rows=tuple(rows),
+                rows=tuple(texts),
                 source=path.name,
             )
-            for concept, rows in by_concept.items()
+            for concept, texts in by_concept.items()
         ]
     except EmptyConcept:
         raise
     except BadInput as error:
-        raise CorpusUnreadable(f"`{path}`: {error}") from error
+        raise CorpusUnreadable(f"`{source}`: {error}") from error
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

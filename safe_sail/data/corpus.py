@@ -1,6 +1,6 @@
-"""Text files of any size to batches of token windows, each row with the name of its document and window.
+"""Texts of any number to batches of token windows, each row with the name of its document and window.
 
-1. Documents are read one by one: paragraphs of .txt, rows of .jsonl and .parquet.
+1. Documents are read one by one: paragraphs of .txt, rows of .jsonl, .parquet and data sets of the hub.
 2. A document's tokens are cut into windows of one length; the last one is shorter. No window spans two documents.
 3. Windows are gathered into batches, padded on the right.
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from safe_sail.data.hub import DatasetName, dataset_rows
 from safe_sail.errors import BadInput, BadText, CorpusUnreadable
 from safe_sail.model.tokens import TokenBatch, batch_of_ids, pad_id_of
 
@@ -44,6 +45,25 @@ def read_documents(source: Path, *, text_field: str = "text") -> Iterator[Docume
         files = [source]
     for path in files:
         yield from _read_file(path, str(path.relative_to(source)) if source.is_dir() else path.name, text_field)
+
+
+def read_dataset(name: DatasetName, *, text_field: str = "text") -> Iterator[Document]:
+    """Documents of a data set's split; blank ones are left out, places still count them.
+
+    Raises:
+        CorpusUnreadable: the data set is not there, lacks the field, has a row without text, or no text at all.
+        BadInput: it has several splits or configurations and none is named.
+    """
+    is_empty = True
+    for place, row in enumerate(dataset_rows(name, columns=(text_field,))):
+        text = row.get(text_field)
+        if not isinstance(text, str):
+            raise CorpusUnreadable(f"data set `{name}` row {place}: `{text_field}` must be a text, got {text!r}.")
+        if text.strip():
+            is_empty = False
+            yield Document(f"{name.path}:{place}", text)
+    if is_empty:
+        raise CorpusUnreadable(f"data set `{name}` holds no text in `{text_field}`.")
 
 
 def _read_file(path: Path, name: str, text_field: str) -> Iterator[Document]:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -48,7 +49,7 @@ def job(tiny_models: TinyModels, tmp_path: Path) -> dict[str, object]:
     return {
         "model": str(tiny_models.folder("llama")),
         "sae": [str(sae)],
-        "corpus": corpus,
+        "corpus": str(corpus),
         "database": f"sqlite:///{tmp_path / 'found.db'}",
         "window": 12,
         "batch_size": 8,
@@ -127,6 +128,21 @@ def test_workers_of_ray_end_in_the_same_bytes(job: dict[str, object], tmp_path: 
     assert _bytes_of(tmp_path / "ray") == _bytes_of(tmp_path / "inline")
 
 
+def test_a_data_set_gives_what_its_texts_give_as_a_file(job: dict[str, object], tmp_path: Path):
+    texts = Path(str(job["corpus"])).read_text().split("\n\n")
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({"body": texts}).save_to_disk(tmp_path / "set")
+    found = []
+    for place, corpus in enumerate((str(job["corpus"]), str(tmp_path / "set"))):
+        database = f"sqlite:///{tmp_path / f'{place}.db'}"
+        collect_contexts(**(job | {"corpus": corpus, "database": database}), features="1", text_field="body")  # type: ignore[arg-type]
+        with reading(make_engine(database)) as session:
+            found.append(store.load_top_contexts(session, FeatureId(sae="tiny-sae", index=1)).record)
+    assert [one.token_ids for one in found[0].contexts] == [one.token_ids for one in found[1].contexts]
+    assert found[0].histogram == found[1].histogram
+    assert found[0].contexts, "the feature fires"
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -162,7 +178,7 @@ def test_a_state_of_another_run_is_refused(job: dict[str, object], tmp_path: Pat
         ({"features": "3-1"}, BadInput, "0 to 9; got '3-1'"),
         ({"features": "10"}, BadInput, "0 to 9; got '10'"),
         ({"features": "a"}, BadInput, "got 'a'"),
-        ({"corpus": Path("missing.txt")}, CorpusUnreadable, "missing.txt"),
+        ({"corpus": "missing.txt"}, CorpusUnreadable, "missing.txt"),
         ({"window": 1000}, BadInput, "windows of"),
         ({"dtype": "int8"}, BadInput, "float32, bfloat16"),
         ({"model_id": "other"}, SaeModelMismatch, "other"),

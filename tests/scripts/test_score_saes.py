@@ -36,7 +36,7 @@ def run(pairs: Path, folder: Path, **options: Any) -> None:
         "model": str(organism_path("aligned")),
         "model_id": "organism-aligned",
         "sae": [str(paths[f"organism.resid_post.3.{name}-1024"]) for name in ("topk4", "topk8")],
-        "concepts": [pairs / "pairs.jsonl"],
+        "concepts": [str(pairs / "pairs.jsonl")],
         "taxonomy": pairs / "taxonomy.yaml",
         "n_bootstrap": 200,
         "database": f"sqlite:///{folder / 'kept.db'}",
@@ -47,7 +47,7 @@ def run(pairs: Path, folder: Path, **options: Any) -> None:
 def test_a_users_pairs_rank_saes_and_everything_is_kept(
     pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    run(pairs, tmp_path, corpus=pairs / "pairs.jsonl", out=tmp_path / "plots", as_json=True)
+    run(pairs, tmp_path, corpus=str(pairs / "pairs.jsonl"), out=tmp_path / "plots", as_json=True)
     said = json.loads(capsys.readouterr().out)
     slugs = {"organism.resid_post.3.topk4-1024", "organism.resid_post.3.topk8-1024"}
     assert {one["sae"] for one in said["ranking"]} == slugs
@@ -86,14 +86,14 @@ def test_the_table_names_places_ties_and_the_way_on(pairs: Path, tmp_path: Path,
 
 def test_bad_input_is_refused_before_anything_is_kept(pairs: Path, tmp_path: Path):
     for error, options in (
-        (CorpusUnreadable, {"concepts": [tmp_path / "missing.jsonl"]}),
+        (CorpusUnreadable, {"concepts": [str(tmp_path / "missing.jsonl")]}),
         (CorpusUnreadable, {"taxonomy": None}),
-        (BadInput, {"concepts": [pairs / "pairs.jsonl"] * 2}),
+        (BadInput, {"concepts": [str(pairs / "pairs.jsonl")] * 2}),
         (BadInput, {"dtype": "int8"}),
         (BadSettings, {"n_bootstrap": 1}),
         (BadSettings, {"max_gib": 0.0}),
         (BadSettings, {"max_gib": 1e-6}),
-        (CorpusUnreadable, {"corpus": tmp_path / "missing.jsonl"}),
+        (CorpusUnreadable, {"corpus": str(tmp_path / "missing.jsonl")}),
     ):
         with pytest.raises(error):
             run(pairs, tmp_path, **options)
