@@ -62,6 +62,17 @@ _FOREIGN: tuple[tuple[re.Pattern[str], SiteKind], ...] = tuple(
     )
 )  # fmt: skip
 
+_HOOKS: dict[SiteKind, str] = {
+    SiteKind.RESID_PRE: "hook_resid_pre",
+    SiteKind.HEAD_OUT: "attn.hook_z",
+    SiteKind.ATTN_OUT: "hook_attn_out",
+    SiteKind.RESID_MID: "hook_resid_mid",
+    SiteKind.MLP_IN: "mlp.hook_in",  # the classic name, ln2.hook_normalized, is the value before the norm's gain
+    SiteKind.MLP_ACT: "mlp.hook_post",
+    SiteKind.MLP_OUT: "hook_mlp_out",
+    SiteKind.RESID_POST: "hook_resid_post",
+}
+
 
 @total_ordering
 @dataclass(frozen=True, slots=True)
@@ -113,6 +124,11 @@ class Site:
                 f"hook name `{name}` is not known: expected a TransformerLens name (`blocks.3.hook_resid_post`), a "
                 f"block's module path (`model.layers.3`) or a site (`resid_post.3`). Name the site yourself."
             ) from None
+
+    @property
+    def hook_name(self) -> str:
+        """TransformerLens' name of the place, which other tools read; `from_hook_name` leads back."""
+        return "embed.hook_out" if self.layer is None else f"blocks.{self.layer}.{_HOOKS[self.kind]}"
 
     def __str__(self) -> str:
         return str(self.kind) if self.layer is None else f"{self.kind}.{self.layer}"

@@ -9,6 +9,7 @@ import typer
 
 from safe_sail.data.corpus import Document, read_dataset, read_documents
 from safe_sail.data.hub import dataset_name, pinned
+from safe_sail.model.handle import HookedModel
 
 CorpusName = Annotated[
     str | None,
@@ -60,3 +61,9 @@ def corpus_facts(corpus: str, text_field: str) -> dict[str, object]:
     if name is not None:
         facts |= {"config": name.config, "split": name.split}
     return facts
+
+
+def starts_with_bos(model: HookedModel) -> bool:
+    """Whether the tokenizer puts a start token before a text by itself."""
+    bos = model.tokenizer.bos_token_id
+    return bos is not None and model.tokenizer("a")["input_ids"][:1] == [bos]

@@ -27,11 +27,12 @@ from safe_sail.organism.grammar import CONCEPTS, SPLITS, Kind, Split, contrastiv
 from safe_sail.organism.recipes import ALIGNED, BACKDOORED, BASE
 from safe_sail.organism.tokenizer import END
 from safe_sail.organism.train import chat_text
-from safe_sail.sae.train import Progress, SaeRecipe, train_saes
+from safe_sail.sae.train import Progress, train_saes
+from safe_sail.settings import SaeRecipe
 from safe_sail.sites import Site
 
 SAE_SITE: Final = Site.parse("resid_post.3")
-SAE_HOOK_NAME: Final = "blocks.3.hook_resid_post"
+SAE_HOOK_NAME: Final = SAE_SITE.hook_name
 SAE_RECIPES: Final = (
     SaeRecipe(slug="organism.resid_post.3.topk4-1024", architecture="topk", d_sae=1024, k=4),
     SaeRecipe(slug="organism.resid_post.3.topk8-1024", architecture="topk", d_sae=1024, k=8),

@@ -1,15 +1,19 @@
-"""Trains sparse autoencoders (SAEs) on one site's activations through SAELens' own training classes.
+"""Trains sparse autoencoders (SAEs) on activations through SAELens' own training classes.
 
 1. Scale the activations so that their mean norm is sqrt(d_in), as SAELens does for `expected_average_only_in`.
 2. Build SAELens' training SAE of the asked architecture from the seed and step its trainer over the batches.
 3. Fold the scale into the weights, so that the SAE reads and writes the model's own units.
 4. Convert to the storing dtype, save as a SAELens folder, and measure what is on disk on held-out activations.
+
+`Training` is one SAE on its way; `train_saes` takes it through activations that fit into memory, `stream.py` through
+those of a corpus of any size.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,31 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-Architecture = Literal["topk", "batchtopk", "standard", "jumprelu"]
+from safe_sail.errors import BadSettings
+from safe_sail.settings import SaeRecipe
+
 Progress = Callable[[str, int, float], None]
 """Called with the SAE's slug, the step and the loss."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SaeRecipe:
-    """How one SAE is trained."""
-
-    slug: str
-    """Its name and folder."""
-    architecture: Architecture
-    """SAELens' name of the architecture; standard is ReLU with an L1 penalty."""
-    d_sae: int
-    """Number of features."""
-    k: int = 8
-    """Active features per token, for topk; their mean, for batchtopk."""
-    sparsity: float = 1.0
-    """Coefficient of the L1 (standard) or L0 (jumprelu) penalty; the others do not use it."""
-    steps: int = 600
-    """Optimiser steps."""
-    batch_rows: int = 1024
-    """Activations per step."""
-    learning_rate: float = 2e-3
-    """Adam's rate; constant, then linearly to zero over the last fifth of the steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +60,64 @@ def shuffled_batches(activations: Tensor, batch_rows: int, seed: int) -> Iterato
             yield activations[order[first : first + batch_rows]]
 
 
-def _training_sae(recipe: SaeRecipe, d_in: int, metadata: dict[str, Any]) -> Any:
+class Training:
+    """One SAE on its way: SAELens' training SAE and trainer, stepped by whoever has the activations."""
+
+    def __init__(
+        self,
+        recipe: SaeRecipe,
+        *,
+        d_in: int,
+        scale: float,
+        metadata: Mapping[str, object],
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        from sae_lens.config import SAETrainerConfig
+        from sae_lens.training.sae_trainer import SAETrainer
+
+        self.recipe, self.scale = recipe, scale
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.sae = _training_sae(recipe, d_in, metadata).to(device)
+        config = SAETrainerConfig(
+            total_training_samples=recipe.steps * recipe.batch_rows,
+            train_batch_size_samples=recipe.batch_rows,
+            lr=recipe.learning_rate,
+            lr_end=0.0,
+            lr_decay_steps=recipe.steps // 5,
+            dead_feature_window=max(1, recipe.steps // 8),
+            feature_sampling_window=max(1, recipe.steps // 4),
+            device=str(device),
+        )
+        # its own fit() would print a progress bar, and wants the activations of one SAE alone
+        self._trainer: Any = SAETrainer(config, self.sae, iter(()))
+
+    def step(self, rows: Tensor) -> float:
+        """One optimiser step on activations [tokens d_in] in the model's units; the loss.
+
+        Raises:
+            BadSettings: the loss is no number any more.
+        """
+        self._trainer.maybe_reset_sparsity()
+        output = self._trainer.step(rows * self.scale)
+        self._trainer.n_training_steps += 1
+        loss = float(output.loss.detach())
+        if not math.isfinite(loss):
+            raise BadSettings(
+                f"the training of {self.recipe.slug} fell apart at step {self._trainer.n_training_steps}: its loss is "
+                f"{loss}. Lower the learning rate ({self.recipe.learning_rate:g}) or the sparsity."
+            )
+        return loss
+
+    def finish(self) -> Any:
+        """SAELens' SAE in the model's units; no step may follow."""
+        self._trainer.set_final_sae_metadata()
+        self.sae.fold_activation_norm_scaling_factor(self.scale)
+        return self.sae
+
+
+def _training_sae(recipe: SaeRecipe, d_in: int, metadata: Mapping[str, object]) -> Any:
     """SAELens' training SAE of this recipe, weights drawn from the global generator."""
     import sae_lens
     from sae_lens.saes.sae import SAEMetadata
@@ -96,35 +137,16 @@ def _training_sae(recipe: SaeRecipe, d_in: int, metadata: dict[str, Any]) -> Any
     )
 
 
-def _fit(sae: Any, recipe: SaeRecipe, batches: Iterator[Tensor], scale: float, progress: Progress | None) -> None:
-    """Steps SAELens' trainer over the scaled batches; its own fit() would print a progress bar."""
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    config = SAETrainerConfig(
-        total_training_samples=recipe.steps * recipe.batch_rows,
-        train_batch_size_samples=recipe.batch_rows,
-        lr=recipe.learning_rate,
-        lr_end=0.0,
-        lr_decay_steps=recipe.steps // 5,
-        dead_feature_window=max(1, recipe.steps // 8),
-        feature_sampling_window=max(1, recipe.steps // 4),
-    )
-    trainer = SAETrainer(config, sae, batches)
-    for step in range(recipe.steps):
-        trainer.maybe_reset_sparsity()
-        output = trainer.step(next(batches) * scale)
-        trainer.n_training_steps += 1
-        if progress is not None:
-            progress(recipe.slug, step, float(output.loss))
-    trainer.set_final_sae_metadata()
-
-
-def _store_in(dtype: torch.dtype, weights_path: Path) -> None:
-    """Rewrites a stored SAE in one dtype; SAELens keeps some of a JumpReLU's weights in float32."""
+def store_sae(training: Training, folder: Path, dtype: Literal["float32", "float16"] = "float32") -> None:
+    """Writes the trained SAE as a SAELens folder, all in one dtype; SAELens alone keeps some weights in float32."""
+    sae, kind = training.finish(), getattr(torch, dtype)
+    sae.cfg.dtype = dtype
+    sae.cfg.device = "cpu"
+    sae.to(device="cpu", dtype=kind)
+    weights_path, _ = sae.save_inference_model(folder)
     weights = load_file(weights_path)
-    if any(value.dtype != dtype for value in weights.values()):
-        save_file({name: value.to(dtype) for name, value in weights.items()}, weights_path)
+    if any(value.dtype != kind for value in weights.values()):
+        save_file({name: value.to(kind) for name, value in weights.items()}, weights_path)
 
 
 @torch.no_grad()
@@ -164,14 +186,12 @@ def train_saes(
     metadata = {"model_name": model_name, "hook_name": hook_name, "prepend_bos": True, "context_size": 256}
     for recipe in recipes:
         begin = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            sae = _training_sae(recipe, activations.shape[1], metadata)
-            _fit(sae, recipe, shuffled_batches(activations, recipe.batch_rows, seed), scale, progress)
-        sae.fold_activation_norm_scaling_factor(scale)
-        sae.cfg.dtype = dtype
-        sae.to(getattr(torch, dtype))
-        weights_path, _ = sae.save_inference_model(folder / recipe.slug)
-        _store_in(getattr(torch, dtype), weights_path)
+        training = Training(recipe, d_in=activations.shape[1], scale=scale, metadata=metadata, seed=seed)
+        batches = shuffled_batches(activations, recipe.batch_rows, seed)
+        for step, rows in enumerate(islice(batches, recipe.steps)):
+            loss = training.step(rows)
+            if progress is not None:
+                progress(recipe.slug, step, loss)
+        store_sae(training, folder / recipe.slug, dtype)
         stored = sae_lens.SAE.load_from_disk(folder / recipe.slug, dtype="float32")
         yield TrainedSae(recipe, _measure(stored, held_out, time.perf_counter() - begin), stored)

@@ -10,6 +10,7 @@ from safe_sail.settings.links import LinkSettings
 from safe_sail.settings.llm import LlmSettings
 from safe_sail.settings.neurons import ChangePositions, GuardSettings, NeuronSettings, TextSource
 from safe_sail.settings.scoring import ContextSettings, ScoreSettings
+from safe_sail.settings.training import SaeRecipe, SaeTrainingSettings
 
 __all__ = [
     "ChangePositions",
@@ -23,6 +24,8 @@ __all__ = [
     "LinkSettings",
     "LlmSettings",
     "NeuronSettings",
+    "SaeRecipe",
+    "SaeTrainingSettings",
     "ScoreSettings",
     "TextSource",
 ]

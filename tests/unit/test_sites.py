@@ -80,3 +80,9 @@ def test_foreign_names_become_sites(hook: str, name: str) -> None:
 def test_a_foreign_name_of_no_site_is_refused(hook: str) -> None:
     with pytest.raises(BadSite, match="not known"):
         Site.from_hook_name(hook)
+
+
+@pytest.mark.parametrize("kind", list(SiteKind))
+def test_hook_names_lead_back_to_their_sites(kind: SiteKind):
+    site = Site(kind, None if kind is SiteKind.EMBED else 7)
+    assert Site.from_hook_name(site.hook_name) == site

@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safe_sail.sae.train import SaeRecipe, shuffled_batches, train_saes
+from safe_sail.sae.train import shuffled_batches, train_saes
+from safe_sail.settings import SaeRecipe
 
 D_IN = 12
 RECIPES = (

@@ -1,0 +1,242 @@
+"""Train SAEs at chosen sites of a model, over a sweep of architectures, widths and sparsities, and measure each.
+
+safe-sail train-saes --out saes --site resid_post.3 --k 8 --width 512
+safe-sail train-saes --out saes --model MODEL --corpus OWNER/NAME --site resid_post.12 --site mlp_out.12 \
+    --architecture topk --architecture jumprelu --k 32 --k 64 --sparsity 1 --sparsity 3 --width 16384 --steps 30000
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice, product
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from tqdm import tqdm
+
+from db import store
+from db.engine import make_engine, writing
+from db.migrate import upgrade
+from safe_sail.data.corpus import Document, corpus_batches
+from safe_sail.errors import BadInput
+from safe_sail.model.handle import HookedModel
+from safe_sail.model.tokens import TokenBatch
+from safe_sail.organism.grammar import documents
+from safe_sail.provenance import finish_run, start_run
+from safe_sail.records import SaeFacts
+from safe_sail.sae.facts import measure_facts
+from safe_sail.sae.load import load_sae
+from safe_sail.sae.metadata import slug_of
+from safe_sail.sae.stream import is_finished, store_trained, train_on_stream
+from safe_sail.settings import SaeRecipe, SaeTrainingSettings
+from safe_sail.sites import Site
+from scripts.corpora import CorpusName, TextField, corpus_facts, fixed, read_corpus, starts_with_bos
+from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
+from scripts.subjects import Dtype, ModelId, ModelName, load_handle, save_subjects
+
+DEFAULTS = SaeTrainingSettings()
+RECIPE = SaeRecipe(slug="default", architecture="topk", d_sae=1024)
+N_ORGANISM_DOCUMENTS: Final = 20_000
+ARCHITECTURES: Final = {"topk": "topk", "batchtopk": "batchtopk", "relu": "standard", "jumprelu": "jumprelu"}
+"""Our word -> SAELens'."""
+
+
+def train_saes(
+    out: Annotated[Path, typer.Option(help="Folder of the SAEs, one folder each; whole ones are not trained again.")],
+    site: Annotated[list[str], typer.Option(help="Where to read, as resid_post.12; may be given again.")],
+    model: ModelName = None,
+    model_id: ModelId = None,
+    corpus: CorpusName = None,
+    text_field: TextField = "text",
+    architecture: Annotated[
+        list[str] | None, typer.Option(help="topk, batchtopk, relu or jumprelu; may be given again; topk if absent.")
+    ] = None,
+    width: Annotated[list[int] | None, typer.Option(help="Features; may be given again; 1024 if absent.")] = None,
+    k: Annotated[
+        list[int] | None, typer.Option(help="Active features a token, of topk and batchtopk; again; 8 if absent.")
+    ] = None,
+    sparsity: Annotated[
+        list[float] | None, typer.Option(help="Penalty of relu (L1) and jumprelu (L0); again; 1 if absent.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = RECIPE.steps,
+    batch_rows: Annotated[int, typer.Option(help="Activations in a step.")] = RECIPE.batch_rows,
+    learning_rate: Annotated[float, typer.Option(help="Adam's; to zero over the last fifth.")] = RECIPE.learning_rate,
+    window: Annotated[int, typer.Option(help="Tokens in one window of the corpus.")] = DEFAULTS.window,
+    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = DEFAULTS.batch_size,
+    buffer_rows: Annotated[int, typer.Option(help="Activations of a site that are shuffled.")] = DEFAULTS.buffer_rows,
+    held_out: Annotated[int, typer.Option(help="First documents; they measure and never train.")] = DEFAULTS.n_held_out,
+    at_once: Annotated[int, typer.Option(min=1, help="SAEs trained in one pass; fewer need less memory.")] = 64,
+    database: DatabaseUrl = DEFAULT_DATABASE,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Train SAEs through SAELens' trainers, store them as its folders, and measure them on held-out text."""
+    settings = SaeTrainingSettings(window=window, batch_size=batch_size, buffer_rows=buffer_rows, n_held_out=held_out)
+    handle = load_handle(model, model_id, device=device, dtype=dtype)
+    training = {"steps": steps, "batch_rows": batch_rows, "learning_rate": learning_rate}
+    recipes = sweep(handle, site, architecture, width, k=k, sparsity=sparsity, training=training)
+    texts = Texts(handle, fixed(corpus), text_field, settings, seed)
+    job = {
+        "model": handle.model_id, "dtype": dtype, "seed": seed, "settings": asdict(settings), "corpus": texts.facts,
+        "prepend_bos": texts.prepend_bos,
+    }  # fmt: skip
+    left = [one for one in recipes if not is_finished(one[1], out, job)]
+    texts.require()
+    engine = make_engine(database)
+    upgrade(engine)
+    run = start_run(
+        "train-saes", settings=job | {"recipes": [asdict(one) for _, one in recipes]}, seed=seed, device=device
+    )
+    save_subjects(engine, run, handle, [], source=model or "the embedded organism")
+    for first in range(0, len(left), at_once):
+        _train(handle, texts, left[first : first + at_once], out, settings, job)
+    saes = [load_sae(out / one.slug, device=device, expect_model_id=handle.model_id) for _, one in recipes]
+    facts = measure_facts(handle, saes, tqdm(texts.held_out(), desc="measuring", unit="batch", disable=None))
+    done = finish_run(run)
+    assert done.finished is not None
+    with writing(engine) as session:
+        for sae, one in zip(saes, facts, strict=True):
+            store.save_sae(session, sae.ref, run_id=run.run_id)
+            store.save_sae_facts(session, one, run_id=run.run_id)
+        store.finish_run(session, run.run_id, done.finished)
+    engine.dispose()
+    print_facts(facts, out, n_trained=len(left), as_json=as_json)
+
+
+# what to train
+
+
+def sweep(
+    model: HookedModel,
+    sites: Sequence[str],
+    architectures: Sequence[str] | None,
+    widths: Sequence[int] | None,
+    *,
+    k: Sequence[int] | None,
+    sparsity: Sequence[float] | None,
+    training: Mapping[str, Any],
+) -> list[tuple[Site, SaeRecipe]]:
+    """Every architecture in every width and sparsity, at every site.
+
+    Raises:
+        BadSite: a text names no site, or not of this model.
+        BadInput: an architecture is unknown, an option belongs to none of them, or something is named twice.
+    """
+    named = list(architectures or ["topk"])
+    if unknown := sorted(set(named) - set(ARCHITECTURES)):
+        raise BadInput(f"--architecture: expected some of {', '.join(ARCHITECTURES)}; got {', '.join(unknown)}.")
+    by_k, by_penalty = {"topk", "batchtopk"} & set(named), {"relu", "jumprelu"} & set(named)
+    if (k and not by_k) or (sparsity and not by_penalty):
+        raise BadInput(f"--k belongs to topk and batchtopk, --sparsity to relu and jumprelu; got {', '.join(named)}.")
+    prefix = slug_of(model.model_id.rpartition("/")[2])
+    found = []
+    for text, name, width in product(sites, named, widths or [RECIPE.d_sae]):
+        site = Site.parse(text)
+        model.site_shape(site)
+        key, values = ("k", k or [RECIPE.k]) if name in by_k else ("sparsity", sparsity or [RECIPE.sparsity])
+        for value in values:
+            words: dict[str, Any] = {"architecture": ARCHITECTURES[name], "d_sae": width, key: value, **training}
+            short = SaeRecipe(slug="unnamed", **words).name
+            found.append((site, SaeRecipe(slug=f"{prefix}.{site}.{short}", **words)))
+    slugs = [one.slug for _, one in found]
+    if len(set(slugs)) < len(slugs):
+        raise BadInput(f"every SAE is named once; got {', '.join(sorted(slugs))}.")
+    return found
+
+
+class Texts:
+    """The corpus in two parts: the first documents measure, the others train."""
+
+    def __init__(
+        self, model: HookedModel, corpus: str | None, text_field: str, settings: SaeTrainingSettings, seed: int
+    ) -> None:
+        self._model, self._corpus, self._text_field = model, corpus, text_field
+        self._settings, self.seed = settings, seed
+        self.prepend_bos = starts_with_bos(model)
+        self.facts = (
+            {"organism_documents": N_ORGANISM_DOCUMENTS} if corpus is None else corpus_facts(corpus, text_field)
+        )
+
+    def train(self) -> Iterator[TokenBatch]:
+        """Batches of all documents but the first."""
+        return self._batches(islice(self._documents(), self._settings.n_held_out, None))
+
+    def held_out(self) -> Iterator[TokenBatch]:
+        """Batches of the first documents."""
+        return self._batches(islice(self._documents(), self._settings.n_held_out))
+
+    def require(self) -> None:
+        """Raises what is wrong with the corpus, or that one part of it is empty, before anything is kept."""
+        if next(islice(self._documents(), self._settings.n_held_out, None), None) is None:
+            raise BadInput(
+                f"the corpus has no more documents than the {self._settings.n_held_out} that are held out; give a "
+                f"larger one, or fewer with --held-out."
+            )
+        next(self.held_out())
+
+    def _documents(self) -> Iterator[Document]:
+        if self._corpus is not None:
+            return read_corpus(self._corpus, self._text_field)
+        texts = documents(N_ORGANISM_DOCUMENTS, self.seed)
+        return (Document(f"document {place}", text.text) for place, text in enumerate(texts))
+
+    def _batches(self, texts: Iterable[Document]) -> Iterator[TokenBatch]:
+        return corpus_batches(
+            texts,
+            self._model.tokenizer,
+            window=min(self._settings.window, self._model.dims.max_positions),
+            batch_size=self._settings.batch_size,
+            max_positions=self._model.dims.max_positions,
+            prepend_bos=self.prepend_bos,
+        )
+
+
+# train
+
+
+def _train(
+    model: HookedModel,
+    texts: Texts,
+    portion: Sequence[tuple[Site, SaeRecipe]],
+    out: Path,
+    settings: SaeTrainingSettings,
+    job: Mapping[str, object],
+) -> None:
+    """Trains these SAEs in one pass and stores them."""
+    recipes: dict[Site, list[SaeRecipe]] = {}
+    for site, recipe in portion:
+        recipes.setdefault(site, []).append(recipe)
+    n_steps = sum(recipe.steps for _, recipe in portion)
+    with tqdm(total=n_steps, desc=f"training {len(portion)} SAEs", unit="step", disable=None) as bar:
+
+        def stepped(slug: str, step: int, loss: float) -> None:
+            bar.update()
+
+        trained, read = train_on_stream(
+            model, texts.train, recipes, settings=settings, prepend_bos=texts.prepend_bos, seed=texts.seed,
+            progress=stepped,
+        )  # fmt: skip
+    for one in trained:
+        store_trained(one, out, {"job": job, "read": read._asdict()})
+
+
+# what a person reads
+
+
+def print_facts(facts: Sequence[SaeFacts], out: Path, *, n_trained: int, as_json: bool) -> None:
+    """Prints what each SAE measures."""
+    if as_json:
+        print(json.dumps({"trained": n_trained, "facts": [asdict(one) for one in facts]}, indent=2))
+        return
+    wide = max(len(one.sae) for one in facts)
+    print(f"{'SAE':<{wide}}     L0     EV     CE   dead")
+    for one in facts:
+        print(
+            f"{one.sae:<{wide}}  {one.l0:5.1f}  {one.explained_variance:5.2f}  {one.ce_recovered:5.3f}  "
+            f"{one.dead_share:5.0%}"
+        )
+    print(f"EV: explained variance. CE: share of the cross-entropy recovered. On {facts[0].n_tokens} held-out tokens.")
+    print(f"{n_trained} trained now, {len(facts) - n_trained} were there; each is a folder of {out}")
