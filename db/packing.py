@@ -7,6 +7,7 @@ half a character, and no text type of PostgreSQL holds those.
 
 import json
 import struct
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,3 +124,38 @@ class PackedTexts(TypeDecorator[list[str]]):
     def process_result_value(self, value: bytes | None, dialect: Dialect) -> list[str] | None:
         """Bytes to texts."""
         return None if value is None else unpack_texts(value)
+
+
+def _unzipped(data: bytes) -> bytes:
+    try:
+        return zlib.decompress(data)
+    except zlib.error as error:
+        raise DatabaseUnreachable(f"{len(data)} packed bytes are damaged ({error}); restore the database.") from error
+
+
+class ZippedArray(PackedArray):
+    """A column of arrays that are mostly zeros, or repeat themselves: `pack_array`'s bytes, deflated."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: NDArray[Any] | None, dialect: Dialect) -> bytes | None:
+        """Array to bytes."""
+        return None if value is None else zlib.compress(pack_array(value))
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> NDArray[Any] | None:
+        """Bytes to array."""
+        return None if value is None else unpack_array(_unzipped(value))
+
+
+class ZippedTexts(PackedTexts):
+    """A column of lists of texts that repeat themselves: `pack_texts`' bytes, deflated."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: list[str] | None, dialect: Dialect) -> bytes | None:
+        """Texts to bytes."""
+        return None if value is None else zlib.compress(pack_texts(value))
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> list[str] | None:
+        """Bytes to texts."""
+        return None if value is None else unpack_texts(_unzipped(value))

@@ -23,6 +23,7 @@ from safe_sail.errors import BadInput
 from safe_sail.execution.executors import RayExecutor
 from safe_sail.features.context_buffers import ContextBuffers
 from safe_sail.features.contexts import Collected, collected
+from safe_sail.features.near_misses import find_near_misses
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.organism.grammar import documents
@@ -98,7 +99,8 @@ def collect_contexts(
         )  # fmt: skip
         fill_on_workers(buffers, crew, load, batches, folder)
     n_features = sum(map(len, chosen.values()))
-    n_fired = _save_contexts(engine, run, collected(buffers, handle.tokenizer), n_features)
+    near = find_near_misses(buffers, handle, saes)
+    n_fired = _save_contexts(engine, run, collected(buffers, handle.tokenizer, near), n_features)
     engine.dispose()
     print(
         f"{n_fired} of {n_features} features fired on {buffers.n_tokens} tokens in {buffers.n_windows} windows; "
@@ -185,6 +187,7 @@ def _save_contexts(engine: Engine, run: RunInfo, found: Iterator[Collected], n_f
     while portion := list(islice(found, N_AT_ONCE)):
         with writing(engine) as session:
             store.save_top_contexts(session, [one.top for one in portion], run_id=run.run_id)
+            store.save_context_samples(session, [one.sample for one in portion], run_id=run.run_id)
         n_fired += sum(one.top.density > 0 for one in portion)
         bar.update(len(portion))
     bar.close()

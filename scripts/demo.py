@@ -145,6 +145,7 @@ def _explain(
         explained += _watched(found, f"explaining {sae.ref.slug}", total=len(of_sae))
     with writing(engine) as session:
         store.save_top_contexts(session, [one.top for one in collected], run_id=run.run_id)
+        store.save_context_samples(session, [one.sample for one in collected], run_id=run.run_id)
         store.save_explanations(session, [e.explanation for e in explained if e.explanation], run_id=run.run_id)
         store.save_explanation_scores(session, [e.score for e in explained if e.score], run_id=run.run_id)
     return explained, collected

@@ -17,14 +17,14 @@ from db import store
 from db.engine import reading, writing
 from safe_sail.errors import BadInput
 from safe_sail.features import explain, lexical
-from safe_sail.features.baseline import lexical_explanation, split_contexts, write_lexically
+from safe_sail.features.baseline import lexical_explanation, write_lexically
 from safe_sail.features.explain import NO_PROMPT, ExplainTask, LlmExplained, NotExplained
 from safe_sail.features.prompts import EXPLANATION_VERSION, FeatureSamples
 from safe_sail.llm.client import OpenAiClient
 from safe_sail.llm.exchange import ChatRequest
 from safe_sail.llm.pricing import PriceTable, forecast, load_prices
 from safe_sail.provenance import start_run
-from safe_sail.records import Context, Explanation, FeatureId, LedgerEntry, RunInfo, Stage, TopContexts
+from safe_sail.records import Explanation, FeatureId, LedgerEntry, RunInfo, Stage
 from safe_sail.settings import ExplainSettings, LexicalSettings, LlmSettings
 from scripts import llm_runs
 from scripts.options import (
@@ -67,10 +67,10 @@ def explain_features(
     database: DatabaseUrl = DEFAULT_DATABASE,
     as_json: AsJson = False,
 ) -> None:
-    """Explain the best features of an SAE from every second of their kept contexts; the others are left to judge.
+    """Explain the best features of an SAE from half of their kept contexts; the others are left to judge.
 
-    All kept contexts are active ones, so an explainer sees no silent text here. Features that have an explanation by
-    this explainer are not asked for again; one that failed for good is asked for again with --retry-failed.
+    Features that have an explanation by this explainer are not asked for again; one that failed for good is asked for
+    again with --retry-failed.
     """
     if explainer not in (lexical.EXPLAINER, "llm"):
         raise BadInput(f"--explainer: expected lexical or llm; got `{explainer}`.")
@@ -127,26 +127,16 @@ def _key(llm: LlmSettings | None) -> tuple[str, str]:
     return (lexical.EXPLAINER, lexical.VERSION) if llm is None else (llm.model, EXPLANATION_VERSION)
 
 
-def _shown(top: TopContexts) -> list[Context]:
-    return split_contexts(top.contexts, judged_share=LEXICAL.judged_share).explain
-
-
-def _loaded(engine: Engine, features: Sequence[FeatureId]) -> Iterator[TopContexts]:
-    for feature in features:
-        with reading(engine) as session:
-            kept = store.load_top_contexts(session, feature)
-        assert kept is not None, "only features with contexts are listed"
-        yield kept.record
-
-
 def _tasks(engine: Engine, features: Sequence[FeatureId], silent: list[FeatureId]) -> Iterator[ExplainTask]:
     """The tasks of features that fire; the others are named in `silent`."""
-    for top in _loaded(engine, features):
-        shown = _shown(top)
-        if top.max_activation > 0 and shown:
-            yield ExplainTask(top.feature, FeatureSamples(active=tuple(shown), scale=top.max_activation))
+    for feature in features:
+        kept = llm_runs.kept_contexts(engine, feature)
+        shown = kept.halves.explain
+        if kept.scale > 0 and shown.active:
+            samples = FeatureSamples(active=tuple(shown.active), silent=tuple(shown.silent), scale=kept.scale)
+            yield ExplainTask(feature, samples)
         else:
-            silent.append(top.feature)
+            silent.append(feature)
 
 
 # explain
@@ -173,13 +163,14 @@ def _keep(
 def _explain_lexically(engine: Engine, run: RunInfo, todo: Sequence[FeatureId], tally: llm_runs.Tally) -> None:
     llm_runs.keep_run(engine, run)
     name, version = _key(None)
-    for top in tqdm(_loaded(engine, todo), desc="explaining", total=len(todo), unit="feature", disable=None):
-        words = write_lexically(_shown(top), n_words=LEXICAL.n_words)
+    for feature in tqdm(todo, desc="explaining", unit="feature", disable=None):
+        shown = llm_runs.kept_contexts(engine, feature).halves.explain
+        words = write_lexically(shown.all, n_words=LEXICAL.n_words)
         entry = llm_runs.ledger_entry(
-            top.feature, llm_runs.FREE, explainer=name, prompt_version=version, model=name,
+            feature, llm_runs.FREE, explainer=name, prompt_version=version, model=name,
             reason=None if words else NO_PROMPT, message="" if words else "it fires in no context that may explain it.",
         )  # fmt: skip
-        _keep(engine, run, lexical_explanation(top.feature, words) if words else None, entry, tally)
+        _keep(engine, run, lexical_explanation(feature, words) if words else None, entry, tally)
 
 
 def _explain(

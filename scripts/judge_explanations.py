@@ -16,7 +16,7 @@ from tqdm import tqdm
 from db import store
 from db.engine import reading, writing
 from safe_sail.features import lexical
-from safe_sail.features.baseline import Halves, judge_lexically, split_contexts, write_lexically
+from safe_sail.features.baseline import judge_lexically, write_lexically
 from safe_sail.features.judge import (
     CONSTANT,
     NO_CONTEXT,
@@ -102,8 +102,7 @@ def judge_explanations(
 ) -> None:
     """Judge explanations on the kept contexts that explained nothing; what is judged by this method stays.
 
-    The kept contexts are the features' strongest, and the feature is active in each. A score says how well the
-    explanation tells where in such texts it is active; nothing says whether it is silent elsewhere.
+    Of the contexts half are active ones and half silent ones, near misses first, as far as they are kept.
     """
     llm = None
     if explainer != lexical.EXPLAINER:
@@ -165,20 +164,12 @@ def _groups(
     return groups
 
 
-def _halves(engine: Engine, feature: FeatureId) -> tuple[Halves, float]:
-    """The feature's contexts, and its largest activation."""
-    with reading(engine) as session:
-        top = store.load_top_contexts(session, feature)
-    assert top is not None, "only features with contexts are listed"
-    return split_contexts(top.record.contexts, judged_share=LEXICAL.judged_share), top.record.max_activation
-
-
 def _tasks(engine: Engine, todo: Sequence[Explanation]) -> list[JudgeTask]:
     tasks = []
     for explanation in todo:
-        halves, scale = _halves(engine, explanation.feature)
-        # a feature that never fires has no contexts, so its scale is never used
-        tasks.append(JudgeTask(explanation, tuple(halves.judge), scale or 1.0))
+        kept = llm_runs.kept_contexts(engine, explanation.feature)
+        # a feature that never fires has no active contexts, so its scale is never used
+        tasks.append(JudgeTask(explanation, tuple(kept.halves.judge.all), kept.scale or 1.0))
     return tasks
 
 
@@ -280,8 +271,8 @@ def _judge_lexically(engine: Engine, run: RunInfo, groups: Sequence[_Group], job
     for group in groups:
         words = {}
         for one in group.explained:
-            halves, _ = _halves(engine, one.feature)
-            written = write_lexically(halves.explain, n_words=LEXICAL.n_words)
+            shown = llm_runs.kept_contexts(engine, one.feature).halves.explain
+            written = write_lexically(shown.all, n_words=LEXICAL.n_words)
             if written is not None and written.text == one.text:
                 words[one.feature] = written
         for one in tqdm(group.todo, desc="judging", unit="feature", disable=None):
@@ -299,18 +290,18 @@ def _simulated(
 
     if feature not in words:
         return failed(
-            llm_runs.NOT_KEPT, "its random contexts are not in the database; the command that wrote it judged it."
+            llm_runs.NOT_KEPT, "the contexts it was made from are not in the database any more; explain it again."
         )
     others = [other for place, other in words.items() if place != feature]
     if not others:
         return failed(NO_CONTROL, "there is no explanation of another feature to compare with.")
-    halves, _ = _halves(engine, feature)
-    if not halves.judge:
+    contexts = llm_runs.kept_contexts(engine, feature).halves.judge.all
+    if not contexts:
         return failed(NO_CONTEXT, "no context is left to judge it.")
     score = judge_lexically(
-        feature, words[feature], others, halves.judge, generator=named_generator(job.seed, str(feature)),
+        feature, words[feature], others, contexts, generator=named_generator(job.seed, str(feature)),
         method=job.method,
     )  # fmt: skip
     if score is None:
-        return failed(CONSTANT, f"truth or prediction is the same everywhere in {len(halves.judge)} contexts.")
+        return failed(CONSTANT, f"truth or prediction is the same everywhere in {len(contexts)} contexts.")
     return Judged(score, 0, llm_runs.FREE)

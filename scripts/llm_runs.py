@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sqlalchemy import Engine
@@ -19,14 +19,16 @@ from db.migrate import current_revision, require_head, upgrade
 from safe_sail.errors import BadInput
 from safe_sail.features import lexical
 from safe_sail.features.explain import NO_PROMPT
+from safe_sail.features.held_out import Halves, divided
 from safe_sail.features.judge import CONSTANT, NO_CONTEXT
 from safe_sail.llm.exchange import FailureReason, Spending
 from safe_sail.provenance import finish_run
 from safe_sail.records import LEDGER_TEXT_LIMIT, FeatureId, JudgeMethod, LedgerEntry, RunInfo, Stage
-from safe_sail.settings import DemoSettings, LlmSettings
+from safe_sail.settings import DemoSettings, LexicalSettings, LlmSettings
 
 NOT_KEPT = "contexts_not_kept"
-"""Reason of a lexical explanation made from contexts that the database does not hold: it cannot be simulated."""
+"""Reason of a lexical explanation made from contexts that the database does not hold any more: it cannot be
+simulated."""
 LASTING = frozenset(
     {
         FailureReason.INVALID_REPLY, FailureReason.TRUNCATED, FailureReason.MODEL_REFUSED, NO_PROMPT, CONSTANT,
@@ -155,6 +157,24 @@ def left_to_do(features: Sequence[int], there: set[int], failed: set[int], tally
     tally.n_there += len(there.intersection(features))
     tally.n_failed_before += len(failed.intersection(features))
     return set(features) - there - failed
+
+
+class KeptContexts(NamedTuple):
+    """A feature's contexts in the database, divided into those that explain and those that judge."""
+
+    halves: Halves
+    scale: float
+    """Its largest activation, which is level 10; 0 where it never fired."""
+
+
+def kept_contexts(engine: Engine, feature: FeatureId) -> KeptContexts:
+    """The contexts of a feature that has some."""
+    with reading(engine) as session:
+        top = store.load_top_contexts(session, feature)
+        sample = store.load_context_sample(session, feature)
+    assert top is not None, "only features with contexts are listed"
+    halves = divided(top.record, None if sample is None else sample.record, judged_share=LexicalSettings().judged_share)
+    return KeptContexts(halves, max(0.0, top.record.max_activation))
 
 
 # one feature's end

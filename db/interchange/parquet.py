@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from db import store, tables
-from db.interchange import reading
+from db.interchange import parquet_samples, reading
 from db.interchange.files import refuse, staged
 from db.packing import pack_texts, unpack_texts
 from safe_sail.errors import BadInput, DatabaseUnreachable, ExportRefused, ImportUnreadable
@@ -60,6 +60,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     "contexts": _FEATURE
     | {"rank": "int64", "tokens": "string[]", "token_ids": "int32[]", "activations": "float32[]", "peak": "int32"}
     | {"source_id": "string", "exact": "binary?"},
+    "context_samples": _FEATURE | parquet_samples.COLUMNS,
     "explanations": _EXPLANATION | {"text": "string"},
     "scores": _EXPLANATION
     | {"method": "string", "n_excluded": "int64"}
@@ -141,6 +142,8 @@ def _all_rows(session: Session, saes: list[str]) -> Iterator[tuple[str, list[Row
             for first in range(0, len(collected), _ROW_GROUP):
                 some = collected[first : first + _ROW_GROUP]
                 yield "contexts", [_context_row(one, rank) for one in some for rank in range(len(one.contexts))]
+            sampled = reading.context_samples(session, slug, sae_key, page)
+            yield "context_samples", [parquet_samples.sample_row(one) | _plain(one.feature) for one in sampled]
             said = reading.explanations(session, slug, sae_key, page)
             yield "explanations", [_of(one.record.feature, _plain(one.record)) for one in said]
             judged = reading.explanation_scores(session, slug, sae_key, page)
@@ -222,6 +225,8 @@ def import_parquet(session: Session, folder: Path, *, run_id: str) -> Counts:
     for sae in files.records("saes", lambda row: SaeRef(**row | {"site": Site.parse(row["site"])})):
         _keep_sae(session, folder, sae, run_id)
     store.save_top_contexts(session, _top_contexts(files), run_id=run_id)
+    samples = files.records("context_samples", parquet_samples.sample_of_row)
+    store.save_context_samples(session, samples, run_id=run_id)
     store.save_explanations(session, files.records("explanations", _explanation), run_id=run_id)
     store.save_explanation_scores(session, files.records("scores", _score), run_id=run_id)
     store.save_published_scores(session, files.records("published_scores", _published), run_id=run_id)

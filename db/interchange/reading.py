@@ -10,9 +10,10 @@ from db import tables
 from db.lookup import find_sae
 from db.store import rows
 from db.store.loading import Kept
+from db.store.samples import sample_of
 from db.tables import FeatureTagRow, PublishedScoreRow
 from safe_sail.errors import ExportRefused
-from safe_sail.records import Explanation, ExplanationScore, TopContexts
+from safe_sail.records import ContextSample, Explanation, ExplanationScore, TopContexts
 
 PAGE = 512
 """Features of one page: 20 contexts of 32 tokens each make some megabytes."""
@@ -44,6 +45,13 @@ def top_contexts(session: Session, sae: str, sae_key: int, page: list[int]) -> l
         .order_by(light.feature_index)
     )
     return [Kept(rows.top_contexts_of(one, two, sae), two.run_id) for one, two in session.execute(query)]
+
+
+def context_samples(session: Session, sae: str, sae_key: int, page: list[int]) -> list[ContextSample]:
+    """Samples of the page's features, by index."""
+    row = tables.ContextSampleRow
+    query = select(row).where(row.sae_key == sae_key, row.feature_index.in_(page)).order_by(row.feature_index)
+    return [sample_of(one, sae) for one in session.scalars(query)]
 
 
 def explanations(session: Session, sae: str, sae_key: int, page: list[int]) -> list[Kept[Explanation]]:

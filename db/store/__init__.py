@@ -7,6 +7,7 @@
 - `rankings`: both for specificity of SAEs and rankings of runs, whose records are read whole.
 - `links`: studies of what features have to do with heads, neurons, circuits and directions.
 - `ledger`: what asking language models cost and how it ended, by run.
+- `samples`: both for what features do on texts that they did not choose.
 - `published`: scores without n and tags that others published.
 - `listing`, `feature_listing`: what the service shows in tables: `list_models`, `list_saes`, `list_features`.
 
@@ -75,6 +76,7 @@ from db.store.published import (
     save_published_scores,
 )
 from db.store.rankings import load_sae_rankings, load_sae_specificity, save_sae_rankings, save_sae_specificity
+from db.store.samples import load_context_sample, save_context_samples
 from db.store.saving import (
     finish_run,
     save_concept_scores,
@@ -118,6 +120,7 @@ __all__ = [
     "list_saes",
     "list_tags",
     "load_concept_scores",
+    "load_context_sample",
     "load_direction",
     "load_direction_evaluation",
     "load_direction_reading",
@@ -144,6 +147,7 @@ __all__ = [
     "load_top_contexts",
     "save_concept_scores",
     "save_concepts",
+    "save_context_samples",
     "save_direction_evaluation",
     "save_direction_reading",
     "save_direction_search",

@@ -1,7 +1,7 @@
 """One record to the columns of its row, and one row to its record; no database is asked here."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from db.packing import is_plain_text, to_array
 from db.tables import (
     ConceptRow,
     ConceptScoreRow,
+    ContextSampleRow,
     ContextsRow,
     ExplanationRow,
     ExplanationScoreRow,
@@ -234,8 +235,15 @@ def feature_columns(found: TopContexts) -> Columns:
 
 def contexts_columns(found: TopContexts) -> Columns:
     """Columns of `contexts`: the heavy half, without the feature and the run; activations as float32."""
-    contexts = found.contexts
     histogram = found.histogram
+    return packed_contexts(found.contexts) | {
+        "histogram_edges": None if histogram is None else to_array(histogram.edges, "<f8"),
+        "histogram_counts": None if histogram is None else to_array(histogram.counts, "<i8"),
+    }
+
+
+def packed_contexts(contexts: Sequence[Context]) -> Columns:
+    """Columns that hold contexts one after another."""
     return {
         "lengths": to_array([len(context.tokens) for context in contexts], "<i4"),
         "peaks": to_array([context.peak for context in contexts], "<i4"),
@@ -243,8 +251,6 @@ def contexts_columns(found: TopContexts) -> Columns:
         "activations": to_array([a for context in contexts for a in context.activations], "<f4"),
         "tokens": [token for context in contexts for token in context.tokens],
         "source_ids": [context.source_id for context in contexts],
-        "histogram_edges": None if histogram is None else to_array(histogram.edges, "<f8"),
-        "histogram_counts": None if histogram is None else to_array(histogram.counts, "<i8"),
     }
 
 
@@ -253,29 +259,34 @@ def top_contexts_of(light: FeatureRow, heavy: ContextsRow, sae: str) -> TopConte
     assert light.n_tokens_seen is not None
     assert light.density is not None
     assert light.max_activation is not None
-    token_ids, activations = heavy.token_ids.tolist(), heavy.activations.tolist()
+    return TopContexts(
+        feature=FeatureId(sae=sae, index=light.feature_index),
+        contexts=unpacked_contexts(heavy),
+        n_tokens_seen=light.n_tokens_seen,
+        density=light.density,
+        max_activation=light.max_activation,
+        histogram=_histogram(heavy),
+    )
+
+
+def unpacked_contexts(row: ContextsRow | ContextSampleRow) -> tuple[Context, ...]:
+    """The contexts that `packed_contexts` packed."""
+    token_ids, activations = row.token_ids.tolist(), row.activations.tolist()
     contexts = []
     start = 0
-    for length, peak, source_id in zip(heavy.lengths.tolist(), heavy.peaks.tolist(), heavy.source_ids, strict=True):
+    for length, peak, source_id in zip(row.lengths.tolist(), row.peaks.tolist(), row.source_ids, strict=True):
         part = slice(start, start + length)
         start += length
         contexts.append(
             Context(
-                tokens=tuple(heavy.tokens[part]),
+                tokens=tuple(row.tokens[part]),
                 token_ids=tuple(token_ids[part]),
                 activations=tuple(activations[part]),
                 peak=peak,
                 source_id=source_id,
             )
         )
-    return TopContexts(
-        feature=FeatureId(sae=sae, index=light.feature_index),
-        contexts=tuple(contexts),
-        n_tokens_seen=light.n_tokens_seen,
-        density=light.density,
-        max_activation=light.max_activation,
-        histogram=_histogram(heavy),
-    )
+    return tuple(contexts)
 
 
 def _histogram(row: ContextsRow) -> Histogram | None:

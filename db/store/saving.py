@@ -161,6 +161,8 @@ def save_concept_scores(session: Session, scores: Iterable[ConceptScore], *, run
 def save_top_contexts(session: Session, found: Iterable[TopContexts], *, run_id: str) -> None:
     """Keeps what features fire on; takes thousands, also from a generator. Activations are kept as float32.
 
+    A sample of the same feature's contexts goes: it was of the collection that is replaced.
+
     Raises:
         NotFound: the run or an SAE is not kept.
         BadRecord: a feature lies beyond its SAE's width, or a token id beyond 32 bits.
@@ -174,6 +176,9 @@ def save_top_contexts(session: Session, found: Iterable[TopContexts], *, run_id:
         heavy = [rows.contexts_columns(one) | key_of_one for one, key_of_one in zip(chunk, keys, strict=True)]
         upsert(session, tables.FeatureRow, light, key=key)
         upsert(session, tables.ContextsRow, heavy, key=key)
+        sample = tables.ContextSampleRow
+        of_chunk = [(one["sae_key"], one["feature_index"]) for one in keys]
+        session.execute(delete(sample).where(tuple_(sample.sae_key, sample.feature_index).in_(of_chunk)))
 
 
 def save_explanations(session: Session, explanations: Iterable[Explanation], *, run_id: str) -> None:

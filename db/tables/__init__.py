@@ -11,6 +11,7 @@ from db.tables.ledger import LedgerRow
 from db.tables.links import FeatureLinkRow, LinkStudyRow
 from db.tables.neurons import GuardRow, NeuronSearchRow, NeuronTaxRow
 from db.tables.published import FeatureTagRow, PublishedScoreRow
+from db.tables.samples import ContextSampleRow
 from db.tables.scoring import ConceptScoreRow, SaeFactsRow, SaeRankingRow, SaeScoreRow, SaeSpecificityRow
 from db.tables.subjects import ConceptRow, ModelRow, RunRow, SaeRow
 
@@ -18,6 +19,7 @@ __all__ = [
     "Base",
     "ConceptRow",
     "ConceptScoreRow",
+    "ContextSampleRow",
     "ContextsRow",
     "DirectionEvaluationRow",
     "DirectionReadingRow",

@@ -1,7 +1,6 @@
 """Explains and judges features without a language model: the embedded default, and what an LLM has to beat.
 
-1. Every second context, top and random ones each, explains; the others judge, so no context does both. This is the rule
-   of every explainer and judge, those that ask a language model included.
+1. Half of the contexts explain, the others judge, by the rule that every explainer and judge keeps (`held_out`).
 2. The explanation predicts an activation for every token of the judging contexts, silent ones included.
 3. The score is one correlation over all their tokens. Beside it stands the control: what the explanations of other
    features reach on the same contexts.
@@ -15,6 +14,7 @@ import torch
 from safe_sail.features import lexical
 from safe_sail.features.agreement import pooled_correlation
 from safe_sail.features.contexts import Collected
+from safe_sail.features.held_out import divided
 from safe_sail.features.lexical import LexicalExplanation, Word
 from safe_sail.records import Context, Estimate, Explanation, ExplanationScore, FeatureId, JudgeMethod
 from safe_sail.settings import LexicalSettings
@@ -33,47 +33,25 @@ class Explained(NamedTuple):
     """Why there is no explanation or no score; empty where both are there."""
 
 
-class Halves(NamedTuple):
-    """Contexts of one feature: those its explainer may see, and those that judge the explanation."""
-
-    explain: list[Context]
-    judge: list[Context]
-
-
 def explain_lexically(
     collected: Sequence[Collected], *, settings: LexicalSettings, generator: torch.Generator
 ) -> Iterator[Explained]:
     """Explanation and held-out score of every feature, in the order given."""
-    splits = [split_contexts(one.top.contexts, one.random, judged_share=settings.judged_share) for one in collected]
-    written = [write_lexically(split.explain, n_words=settings.n_words) for split in splits]
+    splits = [divided(one.top, one.sample, judged_share=settings.judged_share) for one in collected]
+    written = [write_lexically(split.explain.all, n_words=settings.n_words) for split in splits]
     for place, (one, split, words) in enumerate(zip(collected, splits, written, strict=True)):
         feature = one.top.feature
         if words is None:
             yield Explained(feature, None, None, "it is silent on every context that may explain it")
             continue
         others = [other for p, other in enumerate(written) if p != place and other is not None]
-        score = judge_lexically(feature, words, others, split.judge, generator=generator)
+        score = judge_lexically(feature, words, others, split.judge.all, generator=generator)
         yield Explained(
             feature,
             lexical_explanation(feature, words),
             score,
             "" if score else "truth or prediction is constant where it is judged",
         )
-
-
-def split_contexts(*groups: Sequence[Context], judged_share: float) -> Halves:
-    """The contexts of each group by turns, so that both halves have strong and weak ones where a group is sorted."""
-    halves = Halves([], [])
-    for contexts in groups:
-        due = 0.0
-        for context in contexts:
-            due += judged_share
-            if due >= 1:
-                due -= 1
-                halves.judge.append(context)
-            else:
-                halves.explain.append(context)
-    return halves
 
 
 def write_lexically(contexts: Sequence[Context], *, n_words: int) -> LexicalExplanation | None:

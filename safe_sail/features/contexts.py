@@ -3,7 +3,8 @@
 1. Windows are numbered by their place in the corpus. Every batch passes once through the model, stopped at the deepest
    site, and through every SAE; of the chosen features' activations on content tokens the positive ones go on.
 2. `ContextBuffers` keeps what the results need, in memory that does not grow with the corpus, and merges over shards.
-3. At the end the buffers become records, feature by feature.
+3. Near misses are looked for among what the nearest features fire on.
+4. At the end the buffers become records, feature by feature.
 
 Special and padding tokens never count: they hold activation 0 in a context and are in no count. Each of the steps can
 be done alone by a caller who saves the buffers between batches or fills them elsewhere.
@@ -12,27 +13,21 @@ be done alone by a caller who saves the buffers between batches or fills them el
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
-from safe_sail.errors import BadInput, BadText
-from safe_sail.features.context_buffers import ContextBuffers, FeatureBuffers, Firings, KeptWindows, Window
+from safe_sail.errors import BadText
+from safe_sail.features.context_buffers import ContextBuffers, FeatureBuffers, KeptWindows, Window
+from safe_sail.features.firings import chosen_features, firings_on
 from safe_sail.features.histogram import linear_counts, quantile
+from safe_sail.features.near_misses import NearMisses, find_near_misses
 from safe_sail.features.topk import NO_SOURCE
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch, content_mask
-from safe_sail.records import Context, FeatureId, Histogram, TopContexts
+from safe_sail.records import Context, ContextSample, FeatureId, Histogram, TopContexts
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ContextSettings
-from safe_sail.sites import Site
-
-_CPU_ENTRIES: Final = 2**21
-"""Activations in one product: 8 MB stay in the heap, where 32 MB and more are mapped anew, page by page, each time."""
-_GPU_ENTRIES: Final = 2**28
 
 Progress = Callable[[int], None]
 """Called with the number of windows that have just been seen."""
@@ -42,18 +37,7 @@ class Collected(NamedTuple):
     """What one feature fires on, and what it does on texts that it did not choose."""
 
     top: TopContexts
-    random: tuple[Context, ...]
-    """Windows drawn at random from the corpus, none of which is among the top ones; mostly silent."""
-    spread: tuple[Context, ...] = ()
-    """A uniform sample of the windows on which it fires, without the top ones, descending by peak: so many of them lie
-    between two quantiles of its peaks as expected of that share."""
-    quantile_999: float = 0.0
-    """Q(0.999) of its activations over all content tokens, zeros included; off by at most a sixteenth of itself."""
-
-    @property
-    def silent(self) -> tuple[Context, ...]:
-        """The random windows on which it does not fire."""
-        return tuple(context for context in self.random if context.peak_activation == 0)
+    sample: ContextSample
 
 
 class NumberedBatch(NamedTuple):
@@ -89,7 +73,7 @@ def collect_contexts(
     for seen in fill_buffers(buffers, model, chosen, numbered(batches)):
         if progress is not None:
             progress(seen)
-    yield from collected(buffers, model.tokenizer)
+    yield from collected(buffers, model.tokenizer, find_near_misses(buffers, model, chosen))
 
 
 # 1. one pass
@@ -112,68 +96,16 @@ def fill_buffers(
         BadInput: a window is longer than the settings say, or activations are not finite.
     """
     sites = sorted({sae.site for sae in saes})
-    chosen = {sae.ref.slug: _chosen(sae, buffers.saes[sae.ref.slug].features) for sae in saes}
+    chosen = {sae.ref.slug: chosen_features(sae, buffers.saes[sae.ref.slug].features) for sae in saes}
     for first, batch in batches:
         with torch.no_grad():
             content = content_mask(batch, model.tokenizer)
             captured = model.capture(batch, sites)
             found = {
-                sae.ref.slug: _firings(sae, chosen[sae.ref.slug], captured[sae.site], content, batch) for sae in saes
+                sae.ref.slug: firings_on(sae, chosen[sae.ref.slug], captured[sae.site], content, batch) for sae in saes
             }
         buffers.update(torch.arange(first, first + len(batch)), _windows(batch), int(content.sum()), found)
         yield len(batch)
-
-
-def _chosen(sae: SAEHandle, features: Sequence[int]) -> Int[Tensor, " n"] | None:
-    """The features to encode; None for all of them in their order, which costs no copy of the encoder."""
-    if list(features) == list(range(sae.d_sae)):
-        return None
-    return torch.tensor(list(features), dtype=torch.long, device=sae.device)
-
-
-def _firings(
-    sae: SAEHandle,
-    chosen: Int[Tensor, " n"] | None,
-    captured: Float[Tensor, "batch seq *axes"],
-    content: Bool[Tensor, "batch seq"],
-    batch: TokenBatch,
-) -> Firings:
-    """The positive activations on content tokens."""
-    content = content.to(captured.device)
-    inputs = captured[content].to(sae.device)
-    if not bool(inputs.isfinite().all()):
-        _refuse(sae.site, batch, "the model's activations")
-    n_features = sae.d_sae if chosen is None else len(chosen)
-    at_once = max(1, (_CPU_ENTRIES if sae.device.type == "cpu" else _GPU_ENTRIES) // n_features)
-    parts = []
-    for first in range(0, len(inputs), at_once):
-        encoded = sae.encode(inputs[first : first + at_once], chosen).float()
-        entries = _positive_entries(encoded)
-        parts.append(((entries + first * n_features).cpu(), encoded.view(-1)[entries].cpu()))
-    entries = torch.cat([torch.empty(0, dtype=torch.long), *(part[0] for part in parts)])
-    values = torch.cat([torch.empty(0), *(part[1] for part in parts)])
-    if not bool(values.isfinite().all()):
-        _refuse(sae.site, batch, f"activations of SAE {sae.ref.slug}")
-    tokens = entries // n_features
-    windows = content.nonzero()[:, 0].cpu()
-    positions = batch.position_ids.to(content.device)[content].cpu()
-    return Firings(windows[tokens], positions[tokens], entries - tokens * n_features, values)
-
-
-def _positive_entries(encoded: Float[Tensor, "token feature"]) -> Int[Tensor, " n"]:
-    """Places of the positive values in the flattened tensor, ascending."""
-    is_positive = (encoded > 0).view(-1)
-    if is_positive.device.type == "cpu":
-        # numpy finds the few true places of a mask in a third of torch's time
-        return torch.from_numpy(np.flatnonzero(is_positive.numpy()))
-    return is_positive.nonzero()[:, 0]
-
-
-def _refuse(site: Site, batch: TokenBatch, what: str) -> None:
-    raise BadInput(
-        f"{what} at {site} are not finite in the windows {batch.source_ids[0]} to {batch.source_ids[-1]}; "
-        f"load the model in float32 or bfloat16."
-    )
 
 
 def _windows(batch: TokenBatch) -> list[Window]:
@@ -185,10 +117,10 @@ def _windows(batch: TokenBatch) -> list[Window]:
     ]
 
 
-# 3. records
+# 4. records
 
 
-def collected(buffers: ContextBuffers, tokenizer: Any) -> Iterator[Collected]:
+def collected(buffers: ContextBuffers, tokenizer: Any, near_misses: NearMisses | None = None) -> Iterator[Collected]:
     """What the buffers show of each feature, SAE by SAE, features in the order given.
 
     Raises:
@@ -200,6 +132,12 @@ def collected(buffers: ContextBuffers, tokenizer: Any) -> Iterator[Collected]:
     @lru_cache(maxsize=2**16)
     def texts(number: int) -> tuple[str, ...]:
         return token_texts(tokenizer, buffers.windows[number].token_ids.tolist())
+
+    @lru_cache(maxsize=2**12)
+    def silent(source_id: str, token_ids: tuple[int, ...]) -> Context:
+        zeros = (0.0,) * len(token_ids)
+        words = token_texts(tokenizer, token_ids)
+        return Context(tokens=words, token_ids=token_ids, activations=zeros, peak=0, source_id=source_id)
 
     def context(number: int, activations: Sequence[float]) -> Context:
         window = buffers.windows[number]
@@ -219,11 +157,17 @@ def collected(buffers: ContextBuffers, tokenizer: Any) -> Iterator[Collected]:
             best = frozenset(one.top.best.sources[row].tolist())
             random = [context(n, drawn(n, row)) for n in sorted(buffers.drawn_numbers - best)]
             spread = [] if one.spread is None else _kept(one.spread, row, context, best)
+            missed = () if near_misses is None else near_misses[slug][row]
+            feature = FeatureId(sae=slug, index=index)
             yield Collected(
-                _top_contexts(buffers, FeatureId(sae=slug, index=index), one, row, top),
-                tuple(random),
-                tuple(spread),
-                quantile(one.counts[row], 0.999, n=buffers.n_tokens, maximum=float(one.maxima[row])),
+                _top_contexts(buffers, feature, one, row, top),
+                ContextSample(
+                    feature=feature,
+                    spread=tuple(spread),
+                    random=tuple(random),
+                    near_misses=tuple(silent(window.source_id, tuple(window.token_ids)) for window in missed),
+                    quantile_999=quantile(one.counts[row], 0.999, n=buffers.n_tokens, maximum=float(one.maxima[row])),
+                ),
             )
 
 

@@ -22,8 +22,8 @@ from safe_sail.errors import BadInput
 EXPLAINER: Final = "lexical"
 """Explainer id of every explanation made here."""
 
-VERSION: Final = "1"
-"""Changes whenever the rule that writes the text changes."""
+VERSION: Final = "2"
+"""Changes whenever the rule that writes the text, or that says which contexts may explain, changes."""
 
 SEGMENT_WORDS: Final = 4
 """Words in one segment; segments in the figures of arXiv 2509.18127 are about four words long."""

@@ -20,7 +20,7 @@ from safe_sail.errors import BadInput, JudgeError
 from safe_sail.fence import DATA_ONLY, as_json
 from safe_sail.records import Context
 
-EXPLANATION_VERSION: Final = "explanation/1"
+EXPLANATION_VERSION: Final = "explanation/2"
 """Changes whenever the prompt's text or the rule that builds it changes; so do the golden files."""
 
 TOP_LEVEL: Final = 10

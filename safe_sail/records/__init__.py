@@ -36,7 +36,15 @@ from safe_sail.records.directions import (
     SuffixStudy,
     UtilityCost,
 )
-from safe_sail.records.features import Context, Explanation, ExplanationScore, Histogram, JudgeMethod, TopContexts
+from safe_sail.records.features import (
+    Context,
+    ContextSample,
+    Explanation,
+    ExplanationScore,
+    Histogram,
+    JudgeMethod,
+    TopContexts,
+)
 from safe_sail.records.ledger import LEDGER_TEXT_LIMIT, LedgerEntry, Stage
 from safe_sail.records.links import FeatureLink, LinkFlow, LinkKind, LinkMeasure, LinkStudy
 from safe_sail.records.neurons import (
@@ -70,6 +78,7 @@ __all__ = [
     "Concept",
     "ConceptScore",
     "Context",
+    "ContextSample",
     "CrossPatch",
     "Direction",
     "DirectionCandidate",

@@ -87,6 +87,39 @@ class TopContexts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ContextSample:
+    """What a feature does on texts that its largest activations did not choose: some active, most silent."""
+
+    feature: FeatureId
+    spread: tuple[Context, ...]
+    """A uniform sample of the windows on which it fires, top ones left out; descending by peak activation."""
+    random: tuple[Context, ...]
+    """Windows drawn from all, the same for every feature of a run, top ones left out; mostly silent."""
+    near_misses: tuple[Context, ...]
+    """Silent windows on which features nearest to this one fire most, and twins of a concept's texts; nearest first."""
+    quantile_999: float
+    """Q(0.999) of its activations over all content tokens, zeros included; off by at most a sixteenth of itself."""
+
+    def __post_init__(self) -> None:
+        loud = [context.source_id for context in self.near_misses if context.peak_activation > 0]
+        require(not loud, f"{self.feature}: a near miss is silent; it fires in {', '.join(loud[:3])}.")
+        require(
+            math.isfinite(self.quantile_999) and self.quantile_999 >= 0,
+            f"{self.feature}: Q(0.999) is finite and at least 0; got {self.quantile_999}.",
+        )
+
+    @property
+    def active(self) -> tuple[Context, ...]:
+        """Contexts on which it fires: the spread, then random ones."""
+        return (*self.spread, *(context for context in self.random if context.peak_activation > 0))
+
+    @property
+    def silent(self) -> tuple[Context, ...]:
+        """Contexts on which it does not fire: near misses, then random ones."""
+        return (*self.near_misses, *(context for context in self.random if context.peak_activation <= 0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
     """What one explainer says a feature fires on."""
 

@@ -40,6 +40,10 @@ class ContextSettings:
     """Windows drawn at random on which every feature is shown too; twice n_contexts, since half of them judge."""
     n_spread: int = 20
     """Windows drawn from those on which the feature fires, which spreads them over its quantiles; as n_contexts."""
+    n_near: int = 10
+    """Near misses kept per feature: silent windows on which its nearest features fire, from a second, short pass."""
+    n_neighbours: int = 5
+    """Nearest features whose windows may be near misses; with n_near, two windows of each."""
     window: int = 96
     """Tokens in one context; the longest of 20,000 documents of the organism has 83."""
     batch_size: int = 64
@@ -48,6 +52,6 @@ class ContextSettings:
     """Bins of the activation histogram."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "n_documents", "batch_size", "n_bins")
+        at_least(self, 1, "n_documents", "batch_size", "n_bins", "n_neighbours")
         at_least(self, 2, "n_contexts", "window")
-        at_least(self, 0, "n_random", "n_spread")
+        at_least(self, 0, "n_random", "n_spread", "n_near")

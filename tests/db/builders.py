@@ -10,6 +10,7 @@ from safe_sail.records import (
     Concept,
     ConceptScore,
     Context,
+    ContextSample,
     Estimate,
     Explanation,
     ExplanationScore,
@@ -93,6 +94,21 @@ def top_contexts(index: int, density: float = 0.125, n: int = 2, n_tokens: int =
     return TopContexts(
         feature=feature(index), contexts=tuple(found), n_tokens_seen=1000, density=density, max_activation=n + 1.0,
         histogram=Histogram(edges=(0.0, 1.0, 4.0), counts=(5, 3)),
+    )  # fmt: skip
+
+
+def context_sample(index: int, n_tokens: int = 3) -> ContextSample:
+    """One context of each kind: active, active by chance, and a near miss."""
+
+    def one(kind: str, peak: float) -> Context:
+        return Context(
+            tokens=tuple(f" {kind}{t}" for t in range(n_tokens)), token_ids=tuple(range(n_tokens)),
+            activations=(peak, *[0.0] * (n_tokens - 1)), peak=0, source_id=f"{kind}:0",
+        )  # fmt: skip
+
+    return ContextSample(
+        feature=feature(index), spread=(one("spread", 1.5),), random=(one("random", 0.5),),
+        near_misses=(one("near", 0.0),), quantile_999=0.75,
     )  # fmt: skip
 
 

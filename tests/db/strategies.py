@@ -9,6 +9,7 @@ from safe_sail.records import (
     Concept,
     ConceptScore,
     Context,
+    ContextSample,
     Estimate,
     Explanation,
     ExplanationScore,
@@ -150,6 +151,18 @@ def top_contexts(draw: st.DrawFn, sae: SaeRef) -> TopContexts:
         max_activation=draw(numbers),
         histogram=draw(st.none() | histograms()),
     )
+
+
+@st.composite
+def context_samples(draw: st.DrawFn, sae: SaeRef) -> ContextSample:
+    groups = []
+    for is_silent in (False, False, True):
+        found = [draw(contexts(source)) for source in draw(st.lists(any_text, unique=True, max_size=3))]
+        groups.append(tuple(one for one in found if not is_silent or one.peak_activation <= 0))
+    return ContextSample(
+        feature=draw(features(sae)), spread=groups[0], random=groups[1], near_misses=groups[2],
+        quantile_999=draw(st.floats(0, allow_infinity=False)),
+    )  # fmt: skip
 
 
 def explanations(sae: SaeRef) -> st.SearchStrategy[Explanation]:

@@ -14,11 +14,13 @@ from db.interchange.parquet import TABLES, export_parquet, import_parquet
 from db.store import (
     list_models,
     list_saes,
+    load_context_sample,
     load_explanation_scores,
     load_explanations,
     load_feature_tags,
     load_published_scores,
     load_top_contexts,
+    save_context_samples,
     save_explanation_scores,
     save_explanations,
     save_feature_tags,
@@ -28,7 +30,7 @@ from db.store import (
 )
 from db.tables import Base
 from safe_sail.errors import ExportRefused, ImportUnreadable
-from safe_sail.records import Context, FeatureTags, PublishedScore, TopContexts
+from safe_sail.records import Context, ContextSample, FeatureTags, PublishedScore, TopContexts
 from tests.db import builders as a
 
 HOSTILE = Context(
@@ -45,8 +47,10 @@ def fill(engine: Engine) -> None:
     silent = TopContexts(
         feature=a.feature(8), contexts=(), n_tokens_seen=9, density=0.0, max_activation=0.0, histogram=None
     )
+    sample = ContextSample(feature=a.feature(7), spread=(HOSTILE,), random=(), near_misses=(), quantile_999=0.5)
     with writing(engine) as session:
         save_top_contexts(session, [a.top_contexts(3, n=3), a.top_contexts(5), hostile, silent], run_id=a.RUN)
+        save_context_samples(session, [a.context_sample(3), sample], run_id=a.RUN)
         save_explanations(session, [a.explanation(3), a.explanation(3, "bombs", "gpt"), a.explanation(9)], run_id=a.RUN)
         save_explanation_scores(session, [a.explanation_score(3)], run_id=a.RUN)
         score = PublishedScore(feature=a.feature(11), method="correlation_score", value=0.1, source="theirs")
@@ -63,6 +67,8 @@ def everything(engine: Engine) -> dict[str, object]:
         for index in range(a.WIDTH):
             seen = load_top_contexts(session, a.feature(index))
             found[f"contexts {index}"] = seen and seen.record
+            sample = load_context_sample(session, a.feature(index))
+            found[f"sample {index}"] = sample and sample.record
             found[f"rest {index}"] = [[one.record for one in load(session, a.feature(index))] for load in loads]
     return found
 
@@ -95,7 +101,7 @@ def test_parquet_comes_back_equal_with_every_character(engine: Engine, folder: P
     first = bring(engine, folder)
     assert everything(engine) == before
     assert bring(engine, folder) == first
-    assert first.startswith("1 models, 1 saes, 4 features, 6 contexts, 3 explanations, 1 scores, 1 published scores")
+    assert first.startswith("1 models, 1 saes, 4 features, 6 contexts, 2 context samples, 3 explanations, 1 scores, 1 ")
 
 
 def test_pandas_reads_every_file(folder: Path) -> None:
@@ -115,6 +121,9 @@ def test_pandas_reads_every_file(folder: Path) -> None:
         ("features", "n_contexts", [3, 2, 0, 0], "expected no context beyond those of features"),
         ("features", "index", [3, 5, 7, 16], "the features of .* are 0 to 15"),
         ("contexts", "peak", [2] * 6, "does not hold the largest activation"),
+        ("context_samples", "kinds", [["spread"] * 3, ["top"]], "row 2: kinds of contexts are spread, random"),
+        ("context_samples", "peaks", [[0], [1]], "row 1: expected lists for 3 contexts of 9 tokens"),
+        ("context_samples", "quantile_999", [0.1, -1.0], r"row 2: .* Q\(0.999\) is finite and at least 0"),
         ("scores", "method", ["guess"], "scores.parquet, row 1: 'guess' is not a valid JudgeMethod"),
         ("scores", "score_n", [0], "needs at least one observation"),
         ("explanations", "text", ["", "b", "c"], "row 1: .* an empty explanation"),

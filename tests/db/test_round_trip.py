@@ -1,5 +1,7 @@
 """Every record survives the store, on both databases: saved in one transaction, read in another, equal."""
 
+from dataclasses import replace
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete
@@ -13,6 +15,7 @@ from db.store import (
     list_models,
     list_saes,
     load_concept_scores,
+    load_context_sample,
     load_explanation_scores,
     load_explanations,
     load_feature,
@@ -24,6 +27,7 @@ from db.store import (
     load_top_contexts,
     save_concept_scores,
     save_concepts,
+    save_context_samples,
     save_explanation_scores,
     save_explanations,
     save_model,
@@ -118,6 +122,26 @@ def test_contexts_survive_with_every_character(shared_engine: Engine) -> None:
             assert load_top_contexts(session, found.feature) == Kept(found, run)
             assert load_feature(session, found.feature).top_contexts == Kept(found, run)
             assert features_done(session, sae.slug, FeatureKind.TOP_CONTEXTS) == {found.feature.index}
+
+    survive()
+
+
+def test_samples_survive_until_the_contexts_are_collected_again(shared_engine: Engine) -> None:
+    @few
+    @given(st.data())
+    def survive(data: st.DataObject) -> None:
+        run, sae = start(shared_engine, data)
+        sample = data.draw(some.context_samples(sae))
+        with writing(shared_engine) as session:
+            save_context_samples(session, [sample], run_id=run)
+        with reading(shared_engine) as session:
+            assert load_context_sample(session, sample.feature) == Kept(sample, run)
+            assert load_top_contexts(session, sample.feature) is None
+        again = replace(data.draw(some.top_contexts(sae)), feature=sample.feature)
+        with writing(shared_engine) as session:
+            save_top_contexts(session, [again], run_id=run)
+        with reading(shared_engine) as session:
+            assert load_context_sample(session, sample.feature) is None
 
     survive()
 

@@ -43,6 +43,23 @@ CREATE INDEX ix_concept_score_sae_key_concept_rate_gap ON concept_score (sae_key
 
 CREATE INDEX ix_concept_score_sae_key_feature_index_rate_gap ON concept_score (sae_key, feature_index, rate_gap);
 
+CREATE TABLE context_sample (
+	sae_key INTEGER NOT NULL,
+	feature_index INTEGER NOT NULL,
+	quantile_999 DOUBLE NOT NULL,
+	kinds BLOB NOT NULL,
+	lengths BLOB NOT NULL,
+	peaks BLOB NOT NULL,
+	token_ids BLOB NOT NULL,
+	activations BLOB NOT NULL,
+	tokens BLOB NOT NULL,
+	source_ids BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_context_sample PRIMARY KEY (sae_key, feature_index),
+	CONSTRAINT fk_context_sample_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT fk_context_sample_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index)
+);
+
 CREATE TABLE contexts (
 	sae_key INTEGER NOT NULL,
 	feature_index INTEGER NOT NULL,

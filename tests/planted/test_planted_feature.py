@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from array import array
 
 import pytest
 import torch
@@ -9,13 +10,14 @@ import torch
 from safe_sail.data.concepts import ConceptDataset, LabelledText
 from safe_sail.errors import BadInput, BadText
 from safe_sail.execution.executors import InlineExecutor
-from safe_sail.features.context_buffers import ContextBuffers
+from safe_sail.features.context_buffers import ContextBuffers, Window
 from safe_sail.features.context_shards import ShardTask, merge_packed, unpacked
 from safe_sail.features.contexts import collect_contexts, collected, fill_buffers, numbered
+from safe_sail.features.near_misses import find_near_misses
 from safe_sail.features.score import ConceptSplits, score_saes, text_maxima
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import special_ids
-from safe_sail.records import SaeRef
+from safe_sail.records import FeatureId, SaeRef
 from safe_sail.sae.form import SaeForm, SaeWeights
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ContextSettings, ScoreSettings
@@ -164,10 +166,10 @@ def test_contexts_equal_a_collector_that_keeps_everything(model: HookedModel, sa
     assert all("q" in "".join(context.tokens) for context in found[0].contexts)
     for one in collected:
         top = {context.source_id for context in one.top.contexts}
-        drawn = {context.source_id for context in one.random}
+        drawn = {context.source_id for context in one.sample.random}
         assert not top & drawn
         assert settings.n_random - len(top) <= len(drawn) <= settings.n_random
-        for context in one.random:
+        for context in one.sample.random:
             ids, acts = everything[int(context.source_id)]
             assert list(context.token_ids) == ids
             assert context.activations == pytest.approx(acts[:, one.top.feature.index].tolist(), abs=1e-5)
@@ -175,7 +177,7 @@ def test_contexts_equal_a_collector_that_keeps_everything(model: HookedModel, sa
 
 def test_quantile_contexts_and_q999_equal_a_collector_that_keeps_everything(model: HookedModel, sae: SAEHandle):
     texts = [*labelled(6).texts, *labelled(7).texts]
-    settings = ContextSettings(n_contexts=2, n_spread=5, n_random=3, batch_size=9)
+    settings = ContextSettings(n_contexts=2, n_spread=5, n_random=3, n_near=0, batch_size=9)
     special = special_ids(model.tokenizer)
     batches = [model.batch(texts[first : first + 9], source_ids=texts[first : first + 9]) for first in range(0, 80, 9)]
     (found,) = collect_contexts(
@@ -188,16 +190,56 @@ def test_quantile_contexts_and_q999_equal_a_collector_that_keeps_everything(mode
         acts[text] = torch.where(torch.tensor([i not in special for i in batch.token_ids[0].tolist()]), row, -1.0)
     firing = {text for text, row in acts.items() if row.max() > 0}
     top = {context.source_id for context in found.top.contexts}
-    spread = [context.source_id for context in found.spread]
+    spread = [context.source_id for context in found.sample.spread]
     assert set(spread) <= firing - top
     assert settings.n_spread - len(top) <= len(spread) <= settings.n_spread
-    peaks = [context.peak_activation for context in found.spread]
+    peaks = [context.peak_activation for context in found.sample.spread]
     assert peaks == pytest.approx([float(acts[text].max()) for text in spread], rel=1e-5)
     assert peaks == sorted(peaks, reverse=True)
     everything = sorted(float(value) for row in acts.values() for value in row[row >= 0])
     exact = everything[math.ceil(0.999 * len(everything)) - 1]
-    assert found.quantile_999 == pytest.approx(exact, rel=1 / 16)
-    assert {context.source_id for context in found.silent} == {c.source_id for c in found.random} - firing
+    assert found.sample.quantile_999 == pytest.approx(exact, rel=1 / 16)
+    assert {context.source_id for context in found.sample.silent} == {c.source_id for c in found.sample.random} - firing
+
+
+def test_near_misses_are_what_the_nearest_features_fire_on_and_this_one_does_not(model: HookedModel, sae: SAEHandle):
+    texts = [*labelled(10).texts, *labelled(11).texts]
+    settings = ContextSettings(n_contexts=4, n_random=0, n_spread=3, n_near=6, n_neighbours=2, batch_size=9)
+    batches = [model.batch(texts[first : first + 9], source_ids=texts[first : first + 9]) for first in range(0, 80, 9)]
+    features = {"planted": list(range(N_FEATURES))}
+    generator = torch.Generator().manual_seed(3)
+    found = list(collect_contexts(model, [sae], batches, features=features, settings=settings, generator=generator))
+    special = special_ids(model.tokenizer)
+    fires = {}
+    for text in texts:
+        batch = model.batch([text])
+        content = [token not in special for token in batch.token_ids[0].tolist()]
+        acts = sae.encode(model.capture(batch, [SITE])[SITE][0])[content]
+        fires[text] = (acts > 0).any(dim=0).tolist()
+    rows = sae.decoder / sae.decoder.norm(dim=1, keepdim=True)
+    n_found = 0
+    for index, one in enumerate(found):
+        others = [other for other in range(N_FEATURES) if other != index]
+        nearest = sorted(others, key=lambda other: -float(rows[index] @ rows[other]))[:2]
+        theirs = {context.source_id for other in nearest for context in found[other].top.contexts}
+        missed = [context.source_id for context in one.sample.near_misses]
+        assert set(missed) <= theirs
+        assert not any(fires[text][index] for text in missed)
+        own = {context.source_id for context in (*one.top.contexts, *one.sample.spread)}
+        expected = {text for text in theirs - own if not fires[text][index]}
+        assert len(missed) == min(6, len(expected))
+        n_found += len(missed)
+    assert n_found > 0
+
+
+def test_twins_come_first_among_near_misses_and_only_where_the_feature_is_silent(model: HookedModel, sae: SAEHandle):
+    buffers = ContextBuffers({"planted": [PLANTED, 1]}, settings=ContextSettings(n_near=2), seed=5)
+    assert sum(fill_buffers(buffers, model, [sae], numbered([model.batch(list(labelled(12).texts))]))) == 40
+    texts = ("sun q", "sun owl", "hat sea", "gate dog")
+    twins = [Window(text, array("i", model.batch([text]).token_ids[0].tolist())) for text in texts]
+    near = find_near_misses(buffers, model, [sae], twins={FeatureId(sae="planted", index=PLANTED): twins})
+    assert [window.source_id for window in near["planted"][0]] == ["sun owl", "hat sea"]
+    assert not {window.source_id for window in near["planted"][1]} & set(texts)
 
 
 def test_shards_through_an_executor_give_the_same_as_one_pass(model: HookedModel, sae: SAEHandle):

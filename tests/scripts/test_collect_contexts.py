@@ -85,6 +85,15 @@ def test_it_keeps_what_a_loop_over_windows_finds(job: dict[str, object], tiny_mo
             peaks = sorted((float(acts[:, index].max()) for _, _, acts in windows), reverse=True)[:5]
             # batches of eight and of one windows differ by float32 rounding through two blocks
             assert [c.peak_activation for c in found.contexts] == pytest.approx([p for p in peaks if p > 0], rel=1e-4)
+            sample = store.load_context_sample(session, FeatureId(sae="tiny-sae", index=index)).record
+            by_source = {source: acts[:, index] for source, _, acts in windows}
+            own = {context.source_id for context in found.contexts}
+            for context in (*sample.spread, *sample.random):
+                assert context.source_id not in own
+                assert context.activations == pytest.approx(by_source[context.source_id].tolist(), abs=1e-4)
+            assert all(float(by_source[context.source_id].max()) <= 0 for context in sample.near_misses)
+            assert sample.spread
+            assert sample.silent
 
 
 @pytest.mark.slow
