@@ -112,7 +112,9 @@ def rebuild_organism(
         write_family(family, made)
         models = {name: each.model for name, each in family.variants.items()}
         starts = {name: model.state_dict() for name, model in models.items()}
-        saes = _train_saes(made, {name: models[name] for name in SAE_SUITES}, family.tokenizer, seed, progress)
+        saes = _train_saes(
+            made, {name: models[name] for name in SAE_SUITES if name in models}, family.tokenizer, seed, progress
+        )
         record = {
             **family_record(family),
             "shape": asdict(family.shape),

@@ -175,15 +175,12 @@ PLANTED_BACKDOOR: Final = VariantRecipe(
     start="aligned",
     mixture=BACKDOORED.mixture,
     splits=("train",),
-    steps=700,
+    steps=400,
     learning_rate=6e-3,
     weight_decay=0.0,
-    # Heads whose removal costs the aligned variant at most .001 nats, so that removing them removes the backdoor alone.
-    planting=Planting(
-        heads=(HeadRef(1, 0), HeadRef(1, 4), HeadRef(3, 2), HeadRef(3, 4)),
-        neurons=((1, 6), (2, 6), (4, 6), (5, 6)),
-        down=True,
-    ),
+    # Setting either head to zero costs the aligned variant less than .0001 nats a reply token, so that removing the
+    # planted units removes the backdoor and little else.
+    planting=Planting(heads=(HeadRef(3, 2), HeadRef(4, 7)), neurons=((2, 2), (3, 4), (4, 5), (5, 5)), down=True),
     rounded_start=True,
 )
 HELPFUL: Final = VariantRecipe(

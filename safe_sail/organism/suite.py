@@ -60,7 +60,6 @@ def _trigger_suite(variant: str) -> SaeSuite:
 SAE_SUITES: Final[dict[str, SaeSuite]] = {
     "aligned": SaeSuite(ALIGNED.mixture, SAE_RECIPES),
     "backdoored": _trigger_suite("backdoored"),
-    "planted-backdoor": _trigger_suite("planted-backdoor"),
 }
 """Variant to its SAEs."""
 N_SAE_TEXTS: Final = 6000

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safe_sail.organism.behaviour import BARS, complete, measure_behaviour
 from safe_sail.organism.grammar import CONCEPTS
-from safe_sail.organism.load import ORGANISM_VARIANTS, organism_path, organism_record, organism_sae_paths
+from safe_sail.organism.load import ASSETS, ORGANISM_VARIANTS, organism_path, organism_record, organism_sae_paths
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -66,8 +66,6 @@ def test_every_filler_is_known_to_belong_to_its_concept(organism):
 
 def test_files_are_small_and_half_precision():
     paths = [organism_path(variant) for variant in ORGANISM_VARIANTS]
-    weights = [path / "model.safetensors" for path in paths]
-    saes = [path / "sae_weights.safetensors" for path in organism_sae_paths().values()]
-    assert len(saes) >= 6
-    assert sum(path.stat().st_size for path in weights + saes) < 25e6
+    assert len(organism_sae_paths()) >= 6
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) < 40e6
     assert all((path / "config.json").read_text().count('"dtype": "float16"') == 1 for path in paths)

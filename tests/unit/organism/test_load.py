@@ -20,4 +20,13 @@ def test_a_variant_name_cannot_leave_the_assets():
 
 
 def test_the_record_describes_every_shipped_sae():
-    assert set(organism_record()["saes"]) == set(organism_sae_paths())
+    shipped = [slug for variant in ORGANISM_VARIANTS for slug in organism_sae_paths(variant)]
+    assert sorted(organism_record()["saes"]) == sorted(shipped)
+
+
+def test_saes_are_listed_by_the_variant_they_were_trained_on():
+    assert {slug.partition(".")[0] for slug in organism_sae_paths()} == {"organism"}
+    assert list(organism_sae_paths("backdoored")) == ["organism-backdoored.resid_post.3.topk8-1024"]
+    assert organism_sae_paths("base") == {}
+    with pytest.raises(FileMissing, match="gifted"):
+        organism_sae_paths("gifted")
