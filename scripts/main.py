@@ -34,6 +34,7 @@ COMMANDS: dict[str, CommandRow] = {
     "find-safety-neurons": CommandRow(
         "scripts.find_safety_neurons", "find_safety_neurons", "Find neurons that carry alignment, and patch them."
     ),
+    "guard": CommandRow("scripts.guard", "guard", "Tell before an answer whether it will be unsafe."),
     "collect-contexts": CommandRow(
         "scripts.collect_contexts", "collect_contexts", "What SAE features fire on, over a corpus."
     ),

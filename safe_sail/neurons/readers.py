@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from safe_sail.errors import GuardUnfit
@@ -147,3 +147,23 @@ def _require_widths(handle: HookedModel, readers: Sequence[Reader]) -> None:
                     f"`{site}` of {handle.model_id} is {width} wide, the guard reads {needed}; it was made for another "
                     f"model."
                 )
+
+
+def read_mean(
+    handle: HookedModel, batch: TokenBatch, site: Site, chosen: Bool[Tensor, " prompts"], batch_rows: int
+) -> Float[Tensor, " d_model"]:
+    """Mean activation at the last token of the chosen prompts, float64 on the CPU.
+
+    Raises:
+        BadSite: the model lacks the site.
+        GuardUnfit: no prompt was chosen.
+    """
+    if not bool(chosen.any()):
+        raise GuardUnfit(f"a mean at `{site}` needs at least one prompt; none was chosen.")
+    total = torch.zeros(handle.site_shape(site), dtype=torch.float64)
+    with torch.no_grad():
+        for rows in rows_by_length(batch, batch_rows):
+            part = rows_of(batch, rows).to(handle.device)
+            values = handle.capture(part, [site])[site][:, -1].double().cpu()
+            total += values[chosen[rows]].sum(dim=0)
+    return total / int(chosen.sum())

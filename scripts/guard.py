@@ -1,0 +1,224 @@
+"""Train guards that tell, before a model answers, whether the answer will be unsafe; judge them, keep one, ask it.
+
+safe-sail guard --save my_guard --out figures
+safe-sail guard --model path/to/sft --aligned path/to/aligned --harmful-file a.txt --harmless-file b.txt --save my_guard
+safe-sail guard --load my_guard --prompt "how do i fold a napkin?"
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+import typer
+from sqlalchemy import Engine
+from tqdm import tqdm
+
+from db import store
+from db.engine import make_engine, reading, writing
+from db.migrate import upgrade
+from safe_sail.errors import BadInput, CorpusUnreadable
+from safe_sail.model.handle import HookedModel
+from safe_sail.neurons.find import as_rows, contrast
+from safe_sail.neurons.guard import REFUSAL_TEXT, Answer, Guard, load_guard, save_guard
+from safe_sail.neurons.guarding import GuardPrompts, Trained, train_guards
+from safe_sail.neurons.pair import ModelPair
+from safe_sail.neurons.readers import DirectionReader, NeuronReader, Reader, SaeReader, read_all, read_mean
+from safe_sail.organism.grammar import Kind, Split, prompts
+from safe_sail.organism.load import ORGANISM_VARIANTS, organism_sae_paths
+from safe_sail.provenance import finish_run, start_run
+from safe_sail.records import NeuronChange
+from safe_sail.sae.handle import SAEHandle
+from safe_sail.sae.load import load_sae
+from safe_sail.settings import GuardSettings, NeuronSettings
+from safe_sail.sites import Site, SiteKind
+from scripts.find_safety_neurons import lines_of, load_named, slug_of, source_of
+from scripts.guard_report import draw_guards, print_answers, print_guards
+from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
+from scripts.subjects import model_ref
+
+SETTINGS = GuardSettings()
+MIX: tuple[tuple[Kind, float], ...] = (("harmful", 0.4), ("safe", 0.25), ("borderline", 0.2), ("information", 0.15))
+"""Kinds of the organism's prompts and their shares in each split."""
+SPLITS: tuple[tuple[str, Split], ...] = (("train", "train"), ("validation", "validation"), ("test", "held_out"))
+MIN_FIRING = 0.01
+"""SAE features that fire at the last token of a smaller share of training prompts are not read."""
+
+
+class Subject(NamedTuple):
+    """What is guarded and what the guards read."""
+
+    handle: HookedModel
+    readers: dict[str, Reader]
+    change: NeuronChange
+
+
+def guard(
+    model: Annotated[str, typer.Option(help="Guarded model: an organism variant, a folder, a hub name.")] = "base",
+    aligned: Annotated[str, typer.Option(help="Model after alignment; the contrast chooses the neurons.")] = "aligned",
+    harmful_file: Annotated[Path | None, typer.Option(help="Harmful prompts, one a line; shuffled and split.")] = None,
+    harmless_file: Annotated[Path | None, typer.Option(help="Harmless prompts, one a line.")] = None,
+    borderline_file: Annotated[Path | None, typer.Option(help="Harmless prompts that look harmful.")] = None,
+    n_neurons: Annotated[int, typer.Option(min=1, help="Most changed neurons that are read.")] = SETTINGS.n_neurons,
+    sae: Annotated[str | None, typer.Option(help="SAE folder or registry name; else one of the organism's.")] = None,
+    direction: Annotated[str | None, typer.Option(help="Kept direction; else the difference of class means.")] = None,
+    n_train: Annotated[int, typer.Option(min=2, help="Training prompts.")] = SETTINGS.n_train,
+    n_validation: Annotated[int, typer.Option(min=2, help="Prompts that set the threshold.")] = SETTINGS.n_validation,
+    n_test: Annotated[int, typer.Option(min=2, help="Held-out prompts that judge.")] = SETTINGS.n_test,
+    max_false_refusals: Annotated[
+        float, typer.Option(help="Share of safe validation prompts that may be refused.")
+    ] = SETTINGS.max_false_refusals,
+    save: Annotated[Path | None, typer.Option(help="New folder for the guard that is kept.")] = None,
+    load: Annotated[Path | None, typer.Option(help="Folder of a guard: answers prompts, trains nothing.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompt to answer or refuse; may be given again.")] = None,
+    refusal_text: Annotated[str, typer.Option(help="What a refused prompt gets.")] = REFUSAL_TEXT,
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures, as PNG.")] = None,
+    database: DatabaseUrl = DEFAULT_DATABASE,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Train, judge and keep guards of a model; or answer prompts behind one."""
+    if load is not None:
+        if not prompt:
+            raise BadInput("--load answers prompts behind a guard: give at least one --prompt.")
+        handle = load_named(model, device)
+        kept = load_guard(load, sae=None if sae is None else load_sae(sae, device=device))
+        print_answers(kept, _answers(kept, handle, prompt, refusal_text), as_json=as_json)
+        return
+    if save is not None and save.exists():
+        raise BadInput(f"--save: {save} exists; give a new folder.")
+    settings = GuardSettings(
+        n_neurons=n_neurons, n_train=n_train, n_validation=n_validation, n_test=n_test,
+        max_false_refusals=max_false_refusals,
+    )  # fmt: skip
+    texts = _texts(settings, seed, harmful_file, harmless_file, borderline_file)
+    engine = make_engine(database)
+    upgrade(engine)
+    run = start_run("guard", settings=asdict(settings), seed=seed, device=device)
+    subject = _subject(engine, model, aligned, sae, direction, texts["train"], settings, device)
+    trained = _train(subject, texts, settings, seed)
+    done = finish_run(run)
+    with writing(engine) as session:
+        store.save_run(session, run)
+        store.save_model(session, model_ref(subject.handle, source_of(model)), run_id=run.run_id)
+        store.save_guard_evaluation(session, trained.evaluation, run_id=run.run_id)
+        assert done.finished is not None
+        store.finish_run(session, run.run_id, done.finished)
+    engine.dispose()
+    if save is not None:
+        save_guard(trained.guard, save)
+    figures = [] if out is None else draw_guards(trained.evaluation, out)
+    answers = _answers(trained.guard, subject.handle, prompt, refusal_text) if prompt else []
+    print_guards(trained.evaluation, answers, figures, save, database=database, as_json=as_json)
+
+
+def _answers(kept: Guard, handle: HookedModel, asked: Sequence[str], refusal_text: str) -> list[tuple[str, Answer]]:
+    answers = kept.answer(handle, asked, max_new_tokens=SETTINGS.max_new_tokens, refusal_text=refusal_text)
+    return list(zip(asked, answers, strict=True))
+
+
+def _train(subject: Subject, texts: dict[str, GuardPrompts], settings: GuardSettings, seed: int) -> Trained:
+    with tqdm(desc="guard", unit=" step", disable=None) as bar:
+
+        def report(message: str) -> None:
+            bar.set_postfix_str(message)
+            bar.update()
+
+        return train_guards(
+            subject.handle, subject.readers, texts, settings, slug=f"{subject.handle.model_id}.guard",
+            change=subject.change.slug, generator=torch.Generator().manual_seed(seed), progress=report,
+        )  # fmt: skip
+
+
+def _subject(
+    engine: Engine,
+    model: str,
+    aligned: str,
+    sae: str | None,
+    direction: str | None,
+    train: GuardPrompts,
+    settings: GuardSettings,
+    device: str,
+) -> Subject:
+    handle = load_named(model, device)
+    pair = ModelPair(handle, load_named(aligned, device))
+    harmful = [text for text, kind in zip(train.texts, train.kinds, strict=True) if kind == "harmful"]
+    change = contrast(
+        pair, harmful, NeuronSettings(batch_rows=settings.batch_rows), slug=slug_of(pair.first, pair.second)
+    )
+    readers: dict[str, Reader] = {"safety neurons": NeuronReader(as_rows(change.top(settings.n_neurons)))}
+    loaded = _sae(sae, model, device)
+    if loaded is not None:
+        readers["SAE features"] = _firing(handle, loaded, train, settings)
+    name, reader = _direction(engine, handle, direction, train, settings)
+    return Subject(handle, readers | {name: reader}, change)
+
+
+def _sae(name: str | None, model: str, device: str) -> SAEHandle | None:
+    if name is None and model in ORGANISM_VARIANTS:
+        slug, path = next((slug, path) for slug, path in organism_sae_paths().items() if "topk8-1024" in slug)
+        return load_sae(path, slug=slug, device=device)
+    return None if name is None else load_sae(name, device=device)
+
+
+def _firing(handle: HookedModel, sae: SAEHandle, train: GuardPrompts, settings: GuardSettings) -> SaeReader:
+    batch = handle.chat_batch(list(train.texts))
+    every = SaeReader(sae, torch.arange(sae.ref.width))
+    (found,) = read_all(handle, batch, [every], settings.batch_rows)
+    return replace(every, features=((found > 0).double().mean(dim=0) >= MIN_FIRING).nonzero()[:, 0])
+
+
+def _direction(
+    engine: Engine, handle: HookedModel, slug: str | None, train: GuardPrompts, settings: GuardSettings
+) -> tuple[str, DirectionReader]:
+    if slug is not None:
+        with reading(engine) as session:
+            kept = store.load_direction(session, slug).record
+        return "refusal direction", DirectionReader(kept.site, torch.tensor(kept.vectors[0], dtype=torch.float64))
+    site = Site(SiteKind.RESID_POST, handle.dims.n_layers // 2)
+    harmful = torch.tensor([kind == "harmful" for kind in train.kinds])
+    batch = handle.chat_batch(list(train.texts))
+    means = [read_mean(handle, batch, site, mask, settings.batch_rows) for mask in (harmful, ~harmful)]
+    return "difference of means", DirectionReader(site, means[0] - means[1])
+
+
+def _texts(
+    settings: GuardSettings, seed: int, harmful: Path | None, harmless: Path | None, borderline: Path | None
+) -> dict[str, GuardPrompts]:
+    sizes = {"train": settings.n_train, "validation": settings.n_validation, "test": settings.n_test}
+    if (harmful is None) != (harmless is None):
+        raise typer.BadParameter("give both --harmful-file and --harmless-file, or neither.")
+    found: dict[str, list[tuple[str, str]]] = {}
+    if harmful is None or harmless is None:
+        for split, source in SPLITS:
+            found[split] = [
+                (text.text, kind)
+                for kind, share in MIX
+                for text in prompts(kind, source, max(2, round(share * sizes[split])), seed)
+            ]
+    else:
+        files = {"harmful": harmful, "safe": harmless} | ({} if borderline is None else {"borderline": borderline})
+        found = _split(files, sizes, seed)
+    for split, rows in found.items():
+        random.Random(f"{split}/{seed}").shuffle(rows)
+    return {
+        split: GuardPrompts([text for text, _ in rows], [kind for _, kind in rows]) for split, rows in found.items()
+    }
+
+
+def _split(files: dict[str, Path], sizes: dict[str, int], seed: int) -> dict[str, list[tuple[str, str]]]:
+    found: dict[str, list[tuple[str, str]]] = {split: [] for split in sizes}
+    for kind, path in files.items():
+        lines = lines_of(path)
+        if len(lines) < 6:
+            raise CorpusUnreadable(f"{path}: expected at least 6 different prompts, one a line; got {len(lines)}.")
+        random.Random(seed).shuffle(lines)
+        first = 0
+        for split, size in sizes.items():
+            count = max(2, round(len(lines) * size / sum(sizes.values())))
+            found[split] += [(line, kind) for line in lines[first : first + count]]
+            first += count
+    return found
