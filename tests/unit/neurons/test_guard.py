@@ -161,6 +161,4 @@ def test_a_damaged_guard_is_said(damage: str, tiny_models: TinyModels, tmp_path:
         save_file(tensors, tmp_path / "g" / "guard.safetensors")
     said = r"g: (expected|weights of shapes|the guard reads features of SAE some\.sae; got none)"
     with pytest.raises(GuardUnfit, match=said):
-        GuardUnfit, match=r"g: (expected|weights of shapes|the guard reads features of SAE some\.sae; got none)"
-    ):
         load_guard(tmp_path / "g")
