@@ -10,7 +10,8 @@ from pydantic import BaseModel, StringConstraints
 from sqlalchemy.orm import Session
 
 from api.settings import ServiceSettings
-from db.engine import reading
+from db.engine import reading, writing
+from db.migrate import require_head
 
 
 def get_session(request: Request) -> Iterator[Session]:
@@ -26,8 +27,16 @@ async def get_settings(request: Request) -> ServiceSettings:
     return settings
 
 
+def get_writing_session(request: Request) -> Iterator[Session]:
+    """Session of one write transaction: committed when the route returns, undone if it raises."""
+    require_head(request.app.state.engine)  # a writer would create a missing SQLite file
+    with writing(request.app.state.write_engine) as session:
+        yield session
+
+
 # scope="function": the transaction ends before the answer is sent, so a slow client keeps no connection
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+WritingDep = Annotated[Session, Depends(get_writing_session, scope="function")]
 SettingsDep = Annotated[ServiceSettings, Depends(get_settings)]
 
 SLUG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -36,6 +45,7 @@ SaeSlug = Annotated[
 ]
 FeatureIndex = Annotated[int, Path(ge=0, description="Feature of the SAE, counted from 0; below its width.")]
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+JobIdentity = Annotated[str, Path(pattern=SLUG_PATTERN, max_length=200, description="Id of a job.")]
 RunIdentity = Annotated[str, Path(pattern=SLUG_PATTERN, max_length=200, description="Id of a run.")]
 
 

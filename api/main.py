@@ -17,7 +17,7 @@ from api.deps import refuse_unknown_parameters
 from api.middleware import RequestFrame
 from api.openapi import describe
 from api.pages.render import STATIC_FOLDER
-from api.routes import concepts, features, health, models, pages, runs, saes
+from api.routes import concepts, features, health, jobs, models, pages, runs, saes
 from api.settings import ServiceSettings
 from db.engine import make_engine
 from safe_sail import __version__
@@ -32,11 +32,13 @@ Documented names and types stay; new fields and new optional parameters may appe
 def create_app(settings: ServiceSettings) -> FastAPI:
     """The app that serves this database."""
     engine = make_engine(settings.database_url, read_only=True)
+    write_engine = make_engine(settings.database_url)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         engine.dispose()
+        write_engine.dispose()
 
     app = FastAPI(
         title="Safe-SAIL",
@@ -49,10 +51,11 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         middleware=[Middleware(RequestFrame, allowed_hosts=settings.allowed_hosts)],
     )
     app.state.engine = engine
+    app.state.write_engine = write_engine
     app.state.settings = settings
     strict = [Depends(refuse_unknown_parameters)]
     app.include_router(health.router, dependencies=strict)
-    for part in (models, saes, features, concepts, runs):
+    for part in (models, saes, features, concepts, runs, jobs):
         app.include_router(part.router, prefix="/v1", dependencies=strict)
     app.include_router(pages.router, dependencies=strict, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC_FOLDER), name="static")

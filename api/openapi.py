@@ -18,8 +18,9 @@ from fastapi.openapi.utils import get_openapi
 
 from api import schemas
 from api.problems import MEDIA_TYPE, PROBLEMS, Problem
-from safe_sail import records
-from safe_sail.errors import BadInput, DatabaseUnreachable, NotFound
+from safe_sail import records, settings
+from safe_sail.errors import BadInput, DatabaseUnreachable, JobConflict, NotFound
+from safe_sail.settings import jobs
 
 _REFERENCE = {"$ref": "#/components/schemas/Problem"}
 _HOST_REFUSED = "This service does not answer to this host name."
@@ -48,7 +49,7 @@ def _declare_problems(document: dict[str, Any]) -> None:
     model = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     parts.update(model.pop("$defs"))
     parts["Problem"] = model
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         for operation in operations.values():
             responses = operation["responses"]
             responses["421"] = _problem(_HOST_REFUSED)
@@ -59,6 +60,8 @@ def _declare_problems(document: dict[str, Any]) -> None:
             }
             if names_something:
                 responses["404"] = _problem(PROBLEMS[NotFound].title + ".")
+            if path.endswith(("/cancel", "/retry")):
+                responses["409"] = _problem(PROBLEMS[JobConflict].title + ".")
             operation["responses"] = dict(sorted(responses.items()))
     del document["paths"]["/livez"]["get"]["responses"]["503"]
 
@@ -69,7 +72,7 @@ def _problem(description: str) -> dict[str, Any]:
 
 def _describe_records(parts: dict[str, Any]) -> None:
     for name, part in parts.items():
-        owner = getattr(records, name, None) or getattr(schemas, name, None)
+        owner = next((getattr(room, name) for room in (records, settings, jobs, schemas) if hasattr(room, name)), None)
         described = _docstrings(sys.modules[owner.__module__]).get(name) if owner is not None else None
         if described is None:
             continue

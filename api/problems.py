@@ -20,7 +20,10 @@ from api.pages.render import render
 from safe_sail.errors import (
     BadInput,
     DatabaseUnreachable,
+    IdempotencyKeyReused,
+    JobConflict,
     NotFound,
+    NotOffered,
     SafeSailError,
     SchemaOutOfDate,
     StoreError,
@@ -43,6 +46,9 @@ class ProblemKind(NamedTuple):
 
 PROBLEMS: Mapping[type[Exception], ProblemKind] = {
     NotFound: ProblemKind(404, "not-found", "Nothing is stored under this name"),
+    JobConflict: ProblemKind(409, "job-conflict", "The job is not in a state that allows this"),
+    NotOffered: ProblemKind(422, "not-offered", "The server does not offer what the job names"),
+    IdempotencyKeyReused: ProblemKind(422, "idempotency-key-reused", "The key came before with another request"),
     BadInput: ProblemKind(422, "invalid", "The request cannot be understood"),
     DatabaseUnreachable: ProblemKind(503, "database-unreachable", "The database does not answer"),
     SchemaOutOfDate: ProblemKind(503, "schema-out-of-date", "The database has another schema than this program"),

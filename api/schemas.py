@@ -15,6 +15,7 @@ from safe_sail.records import (
     ExplanationScore,
     FeatureId,
     Histogram,
+    Job,
     SaeFacts,
     SaeRef,
     SaeScore,
@@ -146,6 +147,15 @@ class FeatureDetail:
     """By descending rate gap."""
     explanations: list[JudgedExplanation]
     """By explainer and prompt version."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobList:
+    """One page of a list of jobs."""
+
+    items: list[Job]
+    next_cursor: str | None
+    """Pass it as `cursor` to go on, with the same filters; null on the last page."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,11 +1,13 @@
 """What the service can be told, by argument or by `SAFE_SAIL_*` in the environment, which it reads nowhere else."""
 
 import ipaddress
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api.offers import Offers
 from safe_sail.errors import BadSettings
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
@@ -29,6 +31,20 @@ class ServiceSettings(BaseSettings):
         description="Host names that a request may be addressed to, without port. A page of another site whose name "
         "was made to point at this machine (DNS rebinding) is refused by it.",
     )
+    models: dict[str, str] = Field(
+        default={}, description="Models that jobs may name, beside the organism's: name to folder or hub name, as JSON."
+    )
+    saes: dict[str, str] = Field(
+        default={}, description="SAEs that jobs may name: name to folder, file or registry name, as JSON."
+    )
+    files: Path | None = Field(
+        default=None, description="Folder of texts, concepts and taxonomies that jobs may name; none offers no file."
+    )
+    llm_base_url: str | None = Field(
+        default=None, description="OpenAI-compatible endpoint that jobs ask; its key stands in SAFE_SAIL_LLM_KEY."
+    )
+    llms: tuple[str, ...] = Field(default=(), description="Names of the endpoint's models that jobs may name, as JSON.")
+    llm_in_flight: int = Field(default=64, ge=1, description="Requests of a job open at once at the endpoint.")
     default_limit: int = Field(default=50, ge=1, le=200, description="Items on one page of the web page's lists.")
 
     @field_validator("allowed_hosts")
@@ -45,6 +61,12 @@ class ServiceSettings(BaseSettings):
                 f"as in `ssh -L 8420:127.0.0.1:8420 HOST`."
             )
         return self
+
+    def offers(self) -> Offers:
+        """What jobs may name."""
+        return Offers(
+            models=self.models, saes=self.saes, files=self.files, llm_base_url=self.llm_base_url, llms=self.llms
+        )
 
 
 def listens_on_loopback(host: str) -> bool:

@@ -8,7 +8,7 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -179,7 +179,15 @@ def writing(engine: Engine) -> Iterator[Session]:
     """
     options = engine.execution_options(begin_mode="write")
     with translated(engine), write_lock(engine), Session(options, autoflush=False) as session, session.begin():
+        fence = engine.get_execution_options().get("fence")
+        if fence is not None:
+            fence(session)
         yield session
+
+
+def fenced(engine: Engine, fence: Callable[[Session], None]) -> Engine:
+    """The same engine, each of whose `writing` begins with this check; what it raises undoes the transaction."""
+    return engine.execution_options(fence=fence)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ SafeSailError
 │   ├── EmptyConcept              a concept has no text, or texts of one class only
 │   ├── CorpusUnreadable          a corpus file is missing, empty or malformed
 │   ├── ImportUnreadable          a file to import is missing, damaged or of another format
+│   ├── NotOffered                a job names a model, an SAE, a file or a language model that the server does not offer
+│   ├── IdempotencyKeyReused      an idempotency key came again with another request
 │   ├── ExportRefused             a file to export exists already, or the format cannot hold what is asked
 │   └── EditRefused               an edit changed shape, dtype or its input in place, or has no meaning on this model
 ├── ModelLoadError                a model folder or hub name cannot be loaded
@@ -51,6 +53,8 @@ SafeSailError
 │   └── BatchUnreadable           a batch file is missing, damaged or belongs to other requests
 └── StoreError                    the database
     ├── NotFound                  no record has this key
+    ├── JobConflict               a job is not in a state that allows what is asked
+    ├── LeaseLost                 a worker's lease of a job ran out, and another may have it
     ├── DatabaseUnreachable       the database cannot be opened or does not answer
     └── SchemaOutOfDate           the database's revision is older or newer than this program
 """
@@ -102,6 +106,14 @@ class ImportUnreadable(BadInput):
 
 class ExportRefused(BadInput):
     """A file to export exists already, or the format cannot hold what is asked."""
+
+
+class NotOffered(BadInput):
+    """A job names a model, an SAE, a file or a language model that the server does not offer."""
+
+
+class IdempotencyKeyReused(BadInput):
+    """An idempotency key came again with another request."""
 
 
 class EditRefused(BadInput):
@@ -258,6 +270,14 @@ class StoreError(SafeSailError):
 
 class NotFound(StoreError):
     """No record has this key."""
+
+
+class JobConflict(StoreError):
+    """A job is not in a state that allows what is asked."""
+
+
+class LeaseLost(StoreError):
+    """A worker's lease of a job ran out, and another may have it."""
 
 
 class DatabaseUnreachable(StoreError):

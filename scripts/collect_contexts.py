@@ -9,11 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from sqlalchemy import Engine
-from tqdm import tqdm
 
 from db import store
 from db.engine import make_engine, writing
@@ -31,12 +30,17 @@ from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import RunInfo
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ContextSettings
+from safe_sail.settings.jobs import CollectContextsJob
 from scripts.context_runs import StateFolder, Subjects, fill_here, fill_on_workers
 from scripts.corpora import CorpusName, TextField, corpus_facts, fixed, read_corpus
+from scripts.job_runs import JobContext
 from scripts.options import DEFAULT_DATABASE, DatabaseUrl, Device, Seed
+from scripts.progress import tqdm
 from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, load_handle, load_saes, save_subjects
 
 DEFAULTS = ContextSettings()
+SAVE_EVERY = 10_000
+"""Windows between two saves of the state."""
 N_AT_ONCE = 256
 """Features saved in one transaction: about a megabyte, and a kill loses no more than the last one."""
 
@@ -50,7 +54,7 @@ def collect_contexts(
     features: Annotated[str | None, typer.Option(help="Features of every SAE, as 0-99,512; all if absent.")] = None,
     database: DatabaseUrl = DEFAULT_DATABASE,
     state: Annotated[Path | None, typer.Option(help="Folder from which a killed run goes on.")] = None,
-    save_every: Annotated[int, typer.Option(min=1, help="Windows between two saves of the state.")] = 10_000,
+    save_every: Annotated[int, typer.Option(min=1, help="Windows between two saves of the state.")] = SAVE_EVERY,
     n_documents: Annotated[int, typer.Option(help="Documents of the organism's corpus.")] = DEFAULTS.n_documents,
     n_contexts: Annotated[int, typer.Option(help="Top contexts kept per feature.")] = DEFAULTS.n_contexts,
     window: Annotated[int, typer.Option(help="Tokens in one context.")] = DEFAULTS.window,
@@ -75,15 +79,7 @@ def collect_contexts(
     saes = load_saes(sae, handle, device=device_here)
     chosen = {one.ref.slug: parse_features(features, one) for one in saes}
     batches = _batches(_documents(corpus, text_field, settings, seed), handle, saes, settings)
-    job = {
-        "model": handle.model_id,
-        "saes": [one.ref.slug for one in saes],
-        "corpus": {"organism_documents": n_documents} if corpus is None else corpus_facts(corpus, text_field),
-        "features": "all" if features is None else features,
-        "dtype": dtype,
-        "settings": asdict(settings),
-        "seed": seed,
-    }
+    job = _job(handle, saes, settings, corpus=corpus, text_field=text_field, features=features, dtype=dtype, seed=seed)
     folder = StateFolder(state, job, save_every=save_every)
     buffers = folder.load() or ContextBuffers(chosen, settings=settings, seed=seed)
     engine = make_engine(database)
@@ -106,6 +102,52 @@ def collect_contexts(
         f"{n_fired} of {n_features} features fired on {buffers.n_tokens} tokens in {buffers.n_windows} windows; "
         f"their contexts are in {database}"
     )
+
+
+def run_job(settings: CollectContextsJob, context: JobContext) -> dict[str, Any]:
+    """What the job brought: its run and counts. A later attempt goes on from the windows that were saved."""
+    how, corpus, seed = settings.settings, context.file_name(settings.corpus), settings.seed
+    handle = context.handle(settings.model)
+    saes = load_saes(context.saes(settings.saes), handle, device=context.device)
+    chosen = {one.ref.slug: parse_features(settings.features, one) for one in saes}
+    batches = _batches(_documents(corpus, settings.text_field, how, seed), handle, saes, how)
+    job = _job(
+        handle, saes, how, corpus=corpus, text_field=settings.text_field, features=settings.features,
+        dtype=context.dtype, seed=seed,
+    )  # fmt: skip
+    folder = StateFolder(context.work, job, save_every=SAVE_EVERY)
+    buffers = folder.load() or ContextBuffers(chosen, settings=how, seed=seed)
+    run = start_run("collect-contexts", settings=job, seed=seed, device=context.device)
+    source, _ = context.model(settings.model)
+    save_subjects(context.engine, run, handle, saes, source=source or "the embedded organism")
+    fill_here(buffers, handle, saes, batches, folder)
+    n_features = sum(map(len, chosen.values()))
+    n_fired = _save_contexts(context.engine, run, collected(buffers, handle.tokenizer), n_features)
+    counts = {"features": n_features, "fired": n_fired, "tokens": buffers.n_tokens, "windows": buffers.n_windows}
+    return {"run": run.run_id, "saes": list(chosen)} | counts
+
+
+def _job(
+    model: HookedModel,
+    saes: Sequence[SAEHandle],
+    settings: ContextSettings,
+    *,
+    corpus: str | None,
+    text_field: str,
+    features: str | None,
+    dtype: str,
+    seed: int,
+) -> dict[str, Any]:
+    """What tells this run from others."""
+    return {
+        "model": model.model_id,
+        "saes": [one.ref.slug for one in saes],
+        "corpus": {"organism_documents": settings.n_documents} if corpus is None else corpus_facts(corpus, text_field),
+        "features": "all" if features is None else features,
+        "dtype": dtype,
+        "settings": asdict(settings),
+        "seed": seed,
+    }
 
 
 def parse_features(text: str | None, sae: SAEHandle) -> list[int]:
@@ -183,7 +225,7 @@ def _documents(corpus: str | None, text_field: str, settings: ContextSettings, s
 def _save_contexts(engine: Engine, run: RunInfo, found: Iterator[Collected], n_features: int) -> int:
     """Number of features that fired; all are kept."""
     n_fired = 0
-    bar = tqdm(total=n_features, desc="saving contexts", unit="feature", disable=None)
+    bar = tqdm[Any](total=n_features, desc="saving contexts", unit="feature", disable=None)
     while portion := list(islice(found, N_AT_ONCE)):
         with writing(engine) as session:
             store.save_top_contexts(session, [one.top for one in portion], run_id=run.run_id)

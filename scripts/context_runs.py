@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final, Never
 
 import torch
-from tqdm import tqdm
 
 from safe_sail.data.saved_state import load_state, save_state
 from safe_sail.errors import BadInput
@@ -20,6 +19,7 @@ from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ContextSettings
+from scripts.progress import tqdm
 from scripts.subjects import load_handle, load_saes
 
 _SHARD_BATCHES: Final = 16

@@ -7,11 +7,10 @@ safe-sail explain-features --sae SAE --explainer llm --base-url URL --model MODE
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from sqlalchemy import Engine
-from tqdm import tqdm
 
 from db import store
 from db.engine import reading, writing
@@ -26,7 +25,9 @@ from safe_sail.llm.pricing import PriceTable, forecast, load_prices
 from safe_sail.provenance import start_run
 from safe_sail.records import Explanation, FeatureId, LedgerEntry, RunInfo, Stage
 from safe_sail.settings import ExplainSettings, LexicalSettings, LlmSettings
+from safe_sail.settings.jobs import ExplainFeaturesJob
 from scripts import llm_runs
+from scripts.job_runs import JobContext
 from scripts.options import (
     DEFAULT_DATABASE,
     AnswerCache,
@@ -45,9 +46,35 @@ from scripts.options import (
     Timeout,
     llm_key,
 )
+from scripts.progress import tqdm
 
-SETTINGS = ExplainSettings()
 LEXICAL = LexicalSettings()
+"""The same for every run: judging finds by it which words were shown."""
+
+
+class _Job(NamedTuple):
+    """What one run explains, and how."""
+
+    sae: str
+    limit: int
+    llm: LlmSettings | None
+    """None explains by words."""
+    settings: ExplainSettings = ExplainSettings()
+    again: bool = False
+    """Whether features are asked for again that failed for good."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Explainer and prompt version."""
+        return (lexical.EXPLAINER, lexical.VERSION) if self.llm is None else (self.llm.model, EXPLANATION_VERSION)
+
+    def as_kept(self) -> dict[str, Any]:
+        """What the run keeps of its settings."""
+        settings = asdict(self.settings if self.llm else LEXICAL)
+        llm = asdict(self.llm) if self.llm else None
+        return settings | {
+            "sae": self.sae, "limit": self.limit, "explainer": "llm" if llm else lexical.EXPLAINER, "llm": llm
+        }  # fmt: skip
 
 
 def explain_features(
@@ -83,48 +110,57 @@ def explain_features(
     table = load_prices(prices)
     engine = llm_runs.open_kept(database, read_only=dry_run)
     tally = llm_runs.Tally()
-    slug = llm_runs.choose_sae(engine, sae)
-    todo = _left(engine, slug, limit, llm, tally, again=retry_failed)
+    job = _Job(llm_runs.choose_sae(engine, sae), limit, llm, again=retry_failed)
     if dry_run:
-        print(_forecast(engine, todo, llm, table))
+        print(_forecast(engine, _left(engine, job, tally), job, table))
         return
-    settings = asdict(SETTINGS if llm else LEXICAL)
-    job = settings | {"sae": slug, "limit": limit, "explainer": explainer, "llm": asdict(llm) if llm else None}
-    run = start_run("explain-features", settings=job, seed=0, device="cpu")
-    if todo:
-        if llm is None:
-            _explain_lexically(engine, run, todo, tally)
-        else:
-            _explain(engine, run, todo, llm, table, tally)
-        if not tally.interrupted:
-            llm_runs.end_run(engine, run)
+    run = _explain_left(engine, job, table, tally)
     engine.dispose()
-    llm_runs.print_tally(tally, "explained", llm, sae=slug, run=run, as_json=as_json)
+    llm_runs.print_tally(tally, "explained", llm, sae=job.sae, run=run, as_json=as_json)
     if tally.interrupted:
         raise typer.Exit(llm_runs.INTERRUPTED)
+
+
+def run_job(settings: ExplainFeaturesJob, context: JobContext) -> dict[str, Any]:
+    """What the job brought: its run, counts and cost. A later attempt explains only what is missing."""
+    llm = context.llm(settings.llm, budget_tokens=settings.budget_tokens, budget_money=settings.budget_money)
+    slug = llm_runs.choose_sae(context.engine, settings.sae)
+    job = _Job(slug, settings.limit, llm, settings.settings, again=settings.retry_failed)
+    tally = llm_runs.Tally()
+    run = _explain_left(context.engine, job, load_prices(None), tally)
+    return llm_runs.report_of(tally, "explained", sae=slug, run=run)
+
+
+def _explain_left(engine: Engine, job: _Job, table: PriceTable, tally: llm_runs.Tally) -> RunInfo:
+    """The run that explained what earlier ones left; it is kept only if there was something."""
+    todo = _left(engine, job, tally)
+    run = start_run("explain-features", settings=job.as_kept(), seed=0, device="cpu")
+    if todo:
+        if job.llm is None:
+            _explain_lexically(engine, run, todo, job, tally)
+        else:
+            _explain(engine, run, todo, job, job.llm, table, tally)
+        if not tally.interrupted:
+            llm_runs.end_run(engine, run)
+    return run
 
 
 # which features, and what may be shown of them
 
 
-def _left(
-    engine: Engine, sae: str, limit: int, llm: LlmSettings | None, tally: llm_runs.Tally, *, again: bool
-) -> list[FeatureId]:
-    listed = [one.index for one in llm_runs.best_features(engine, sae, limit)]
-    name, version = _key(llm)
+def _left(engine: Engine, job: _Job, tally: llm_runs.Tally) -> list[FeatureId]:
+    listed = [one.index for one in llm_runs.best_features(engine, job.sae, job.limit)]
+    name, version = job.key
     with reading(engine) as session:
         there = store.features_done(
-            session, sae, store.FeatureKind.EXPLANATIONS, explainer=name, prompt_version=version
+            session, job.sae, store.FeatureKind.EXPLANATIONS, explainer=name, prompt_version=version
         )
         failed = store.features_failed(
-            session, sae, Stage.EXPLAIN, reasons=llm_runs.LASTING, model=name, explainer=name, prompt_version=version
-        )
-    left = llm_runs.left_to_do(listed, there, failed, tally, again=again)
-    return [FeatureId(sae=sae, index=index) for index in listed if index in left]
-
-
-def _key(llm: LlmSettings | None) -> tuple[str, str]:
-    return (lexical.EXPLAINER, lexical.VERSION) if llm is None else (llm.model, EXPLANATION_VERSION)
+            session, job.sae, Stage.EXPLAIN, reasons=llm_runs.LASTING, model=name, explainer=name,
+            prompt_version=version,
+        )  # fmt: skip
+    left = llm_runs.left_to_do(listed, there, failed, tally, again=job.again)
+    return [FeatureId(sae=job.sae, index=index) for index in listed if index in left]
 
 
 def _tasks(engine: Engine, features: Sequence[FeatureId], silent: list[FeatureId]) -> Iterator[ExplainTask]:
@@ -142,11 +178,11 @@ def _tasks(engine: Engine, features: Sequence[FeatureId], silent: list[FeatureId
 # explain
 
 
-def _forecast(engine: Engine, todo: Sequence[FeatureId], llm: LlmSettings | None, table: PriceTable) -> str:
-    if llm is None:
+def _forecast(engine: Engine, todo: Sequence[FeatureId], job: _Job, table: PriceTable) -> str:
+    if job.llm is None:
         return f"{len(todo)} features to explain by their words: nobody is asked, and it costs nothing."
-    price = table.price_of(base_url=llm.base_url, model=llm.model)
-    requests = explain.explanation_requests(_tasks(engine, todo, []), SETTINGS)
+    price = table.price_of(base_url=job.llm.base_url, model=job.llm.model)
+    requests = explain.explanation_requests(_tasks(engine, todo, []), job.settings)
     return str(forecast((one for one in requests if isinstance(one, ChatRequest)), price))
 
 
@@ -160,9 +196,11 @@ def _keep(
     tally.count(entry)
 
 
-def _explain_lexically(engine: Engine, run: RunInfo, todo: Sequence[FeatureId], tally: llm_runs.Tally) -> None:
+def _explain_lexically(
+    engine: Engine, run: RunInfo, todo: Sequence[FeatureId], job: _Job, tally: llm_runs.Tally
+) -> None:
     llm_runs.keep_run(engine, run)
-    name, version = _key(None)
+    name, version = job.key
     for feature in tqdm(todo, desc="explaining", unit="feature", disable=None):
         shown = llm_runs.kept_contexts(engine, feature).halves.explain
         words = write_lexically(shown.all, n_words=LEXICAL.n_words)
@@ -174,34 +212,38 @@ def _explain_lexically(engine: Engine, run: RunInfo, todo: Sequence[FeatureId], 
 
 
 def _explain(
-    engine: Engine, run: RunInfo, todo: Sequence[FeatureId], llm: LlmSettings, table: PriceTable, tally: llm_runs.Tally
+    engine: Engine,
+    run: RunInfo,
+    todo: Sequence[FeatureId],
+    job: _Job,
+    llm: LlmSettings,
+    table: PriceTable,
+    tally: llm_runs.Tally,
 ) -> None:
     silent: list[FeatureId] = []
 
     async def work() -> None:
         async with OpenAiClient(llm, api_key=llm_key(), prices=table) as client:
             llm_runs.keep_run(engine, run)  # only now: an endpoint that is down leaves no trace
-            found = explain.explain_features(_tasks(engine, todo, silent), client, SETTINGS)
-            bar = tqdm(desc="explaining", total=len(todo), unit="feature", disable=None)
+            found = explain.explain_features(_tasks(engine, todo, silent), client, job.settings)
+            bar = tqdm[Any](desc="explaining", total=len(todo), unit="feature", disable=None)
             try:
                 async with aclosing(found) as outcomes:
                     async for outcome in outcomes:
-                        _take(engine, run, outcome, llm, tally)
+                        _take(engine, run, outcome, job, tally)
                         bar.update()
             finally:
                 bar.close()
                 tally.spent = client.total
         for feature in silent:
             never = NotExplained(feature, NO_PROMPT, "it never fired.", None, llm_runs.FREE)
-            _take(engine, run, never, llm, tally)
+            _take(engine, run, never, job, tally)
 
     llm_runs.run_until_interrupted(work, tally)
 
 
-def _take(
-    engine: Engine, run: RunInfo, outcome: LlmExplained | NotExplained, llm: LlmSettings, tally: llm_runs.Tally
-) -> None:
-    name, version = _key(llm)
+def _take(engine: Engine, run: RunInfo, outcome: LlmExplained | NotExplained, job: _Job, tally: llm_runs.Tally) -> None:
+    name, version = job.key
     if isinstance(outcome, LlmExplained):
         explanation = outcome.explanation
         entry = llm_runs.ledger_entry(

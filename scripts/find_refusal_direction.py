@@ -16,7 +16,6 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 from sqlalchemy import Engine
-from tqdm import tqdm
 
 from db import store
 from db.engine import make_engine, writing
@@ -36,10 +35,12 @@ from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import DirectionEvaluation, DirectionReading, DirectionSearch, ModelRef, RunInfo
 from safe_sail.sae.load import load_sae
 from safe_sail.settings import DirectionSettings
+from safe_sail.settings.jobs import FindRefusalDirectionJob
 from scripts.direction_calibration import calibration_of
 from scripts.direction_judge import Heard, judge_of, judge_replies
 from scripts.direction_report import draw_figures, print_report
 from scripts.direction_suffix import require_words, study
+from scripts.job_runs import JobContext
 from scripts.options import (
     DEFAULT_DATABASE,
     AsJson,
@@ -53,6 +54,7 @@ from scripts.options import (
     Prices,
     Seed,
 )
+from scripts.progress import tqdm
 
 SETTINGS = DirectionSettings()
 
@@ -144,6 +146,23 @@ def find_refusal_direction(
     print_report(found.search, found.evaluation, found.reading, figures, more, database=database, as_json=as_json)
 
 
+def run_job(settings: FindRefusalDirectionJob, context: JobContext) -> dict[str, Any]:
+    """What the job brought: its run and the direction's slug, or the reason why there is none."""
+    texts = _texts(
+        settings.settings, settings.seed, context.file(settings.harmful_file), context.file(settings.harmless_file)
+    )
+    name = context.offers.model(settings.model)
+    handle = _load(name, context.device)
+    asked = asdict(settings.settings)
+    run = start_run("find-refusal-direction", settings=asked, seed=settings.seed, device=str(handle.device))
+    generator = torch.Generator().manual_seed(settings.seed)
+    words = None if settings.refusal_tokens is None else list(settings.refusal_tokens)
+    found = _find(handle, name, texts, settings.settings, generator, words)
+    _save(context.engine, run, handle, name, found.search, found.evaluation, found.reading)
+    direction = found.search.direction
+    return {"run": run.run_id, "search": found.search.slug, "direction": direction and direction.slug}
+
+
 def _find(
     handle: HookedModel,
     model: str,
@@ -154,7 +173,7 @@ def _find(
 ) -> Found:
     heard: list[Heard] = []
     evaluation, reading = None, None
-    with tqdm(desc="find-refusal-direction", unit=" step", disable=None) as bar:
+    with tqdm[Any](desc="find-refusal-direction", unit=" step", disable=None) as bar:
 
         def report(message: str) -> None:
             bar.set_postfix_str(message)

@@ -4,17 +4,17 @@ safe-sail judge-explanations --sae SAE --explainer lexical
 safe-sail judge-explanations --sae SAE --explainer MODEL --base-url URL --model JUDGE --budget-tokens 200000 --dry-run
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from sqlalchemy import Engine
-from tqdm import tqdm
 
 from db import store
 from db.engine import reading, writing
+from safe_sail.errors import BadInput
 from safe_sail.features import lexical
 from safe_sail.features.baseline import judge_lexically, write_lexically
 from safe_sail.features.judge import (
@@ -32,9 +32,11 @@ from safe_sail.features.lexical import LexicalExplanation
 from safe_sail.llm.client import OpenAiClient
 from safe_sail.llm.pricing import PriceTable, forecast, load_prices
 from safe_sail.provenance import start_run
-from safe_sail.records import Estimate, Explanation, ExplanationScore, FeatureId, JudgeMethod, RunInfo, Stage
+from safe_sail.records import Estimate, Explanation, FeatureId, JudgeMethod, RunInfo, Stage
 from safe_sail.settings import JudgeSettings, LexicalSettings, LlmSettings
+from safe_sail.settings.jobs import JudgeExplanationsJob
 from scripts import llm_runs
+from scripts.job_runs import JobContext
 from scripts.options import (
     DEFAULT_DATABASE,
     AnswerCache,
@@ -54,6 +56,7 @@ from scripts.options import (
     Timeout,
     llm_key,
 )
+from scripts.progress import tqdm
 
 LEXICAL = LexicalSettings()
 
@@ -62,14 +65,30 @@ class _Job(NamedTuple):
     """What one run judges, and how."""
 
     sae: str
-    method: JudgeMethod
+    explainer: str
+    limit: int
     seed: int
-    model: str
-    """Who judges: the model, or `lexical`."""
+    llm: LlmSettings | None
+    """Who judges; None simulates by words."""
+    settings: JudgeSettings
+    again: bool = False
+    """Whether explanations are judged again whose judging failed for good."""
 
     @property
-    def settings(self) -> JudgeSettings:
-        return JudgeSettings(by_tokens=self.method is JudgeMethod.TOKEN_SIMULATION)
+    def method(self) -> JudgeMethod:
+        return JudgeMethod.TOKEN_SIMULATION if self.settings.by_tokens else JudgeMethod.SEGMENT_SIMULATION
+
+    @property
+    def model(self) -> str:
+        """Who judges: the model, or `lexical`."""
+        return self.llm.model if self.llm else lexical.EXPLAINER
+
+    def as_kept(self) -> dict[str, Any]:
+        """What the run keeps of its settings."""
+        named = {"sae": self.sae, "limit": self.limit, "explainer": self.explainer, "judge": self.model}
+        return (
+            asdict(self.settings) | named | {"method": str(self.method), "llm": asdict(self.llm) if self.llm else None}
+        )
 
 
 class _Group(NamedTuple):
@@ -113,53 +132,75 @@ def judge_explanations(
     table = load_prices(prices)
     engine = llm_runs.open_kept(database, read_only=dry_run)
     tally = llm_runs.Tally()
-    slug = llm_runs.choose_sae(engine, sae)
-    job = _Job(slug, method, seed, llm.model if llm else lexical.EXPLAINER)
-    groups = _groups(engine, job, explainer, limit, tally, again=retry_failed)
+    settings = JudgeSettings(by_tokens=method is JudgeMethod.TOKEN_SIMULATION)
+    job = _Job(llm_runs.choose_sae(engine, sae), explainer, limit, seed, llm, settings, again=retry_failed)
     if dry_run:
-        print(_forecast(engine, groups, job, llm, table))
+        print(_forecast(engine, _groups(engine, job, tally), job, table))
         return
-    kept = asdict(job.settings) | {"sae": slug, "limit": limit, "explainer": explainer, "judge": job.model}
-    settings = kept | {"method": str(method), "llm": asdict(llm) if llm else None}
-    run = start_run("judge-explanations", settings=settings, seed=seed, device="cpu")
-    if any(group.todo for group in groups):
-        if llm is None:
-            _judge_lexically(engine, run, groups, job, tally)
-        else:
-            _judge(engine, run, groups, job, llm, table, tally)
-        if not tally.interrupted:
-            llm_runs.end_run(engine, run)
+    run = _judge_left(engine, job, table, tally)
     engine.dispose()
-    llm_runs.print_tally(tally, "judged", llm, sae=slug, run=run, as_json=as_json)
+    llm_runs.print_tally(tally, "judged", llm, sae=job.sae, run=run, as_json=as_json)
     if tally.interrupted:
         raise typer.Exit(llm_runs.INTERRUPTED)
+
+
+def run_job(settings: JudgeExplanationsJob, context: JobContext) -> dict[str, Any]:
+    """What the job brought: its run, counts and cost. A later attempt judges only what is missing.
+
+    Raises:
+        BadInput: the explanations are not lexical and no language model is named, or they are and one is.
+    """
+    if (settings.explainer == lexical.EXPLAINER) != (settings.llm is None):
+        raise BadInput(
+            f"lexical explanations are simulated without asking, all others need `llm`; got explainer "
+            f"`{settings.explainer}` and llm `{settings.llm}`."
+        )
+    asked = settings
+    llm = context.llm(asked.llm, budget_tokens=asked.budget_tokens, budget_money=asked.budget_money)
+    slug = llm_runs.choose_sae(context.engine, asked.sae)
+    job = _Job(slug, asked.explainer, asked.limit, asked.seed, llm, asked.settings, again=asked.retry_failed)
+    tally = llm_runs.Tally()
+    run = _judge_left(context.engine, job, load_prices(None), tally)
+    return llm_runs.report_of(tally, "judged", sae=slug, run=run)
+
+
+def _judge_left(engine: Engine, job: _Job, table: PriceTable, tally: llm_runs.Tally) -> RunInfo:
+    """The run that judged what earlier ones left; it is kept only if there was something."""
+    groups = _groups(engine, job, tally)
+    run = start_run("judge-explanations", settings=job.as_kept(), seed=job.seed, device="cpu")
+    if any(group.todo for group in groups):
+        if job.llm is None:
+            _judge_lexically(engine, run, groups, job, tally)
+        else:
+            _judge(engine, run, groups, job, job.llm, table, tally)
+        if not tally.interrupted:
+            llm_runs.end_run(engine, run)
+    return run
 
 
 # which explanations, and on what
 
 
-def _groups(
-    engine: Engine, job: _Job, explainer: str, limit: int, tally: llm_runs.Tally, *, again: bool
-) -> list[_Group]:
+def _groups(engine: Engine, job: _Job, tally: llm_runs.Tally) -> list[_Group]:
     by_version: dict[str, list[Explanation]] = {}
-    for listed in llm_runs.best_features(engine, job.sae, limit, explained=True):
+    for listed in llm_runs.best_features(engine, job.sae, job.limit, explained=True):
         with reading(engine) as session:
             kept = store.load_explanations(session, FeatureId(sae=job.sae, index=listed.index))
         for one in kept:
-            if one.record.explainer == explainer:
+            if one.record.explainer == job.explainer:
                 by_version.setdefault(one.record.prompt_version, []).append(one.record)
     groups = []
     for version, explained in sorted(by_version.items()):
         with reading(engine) as session:
             there = store.features_done(
-                session, job.sae, store.FeatureKind.EXPLANATION_SCORES, explainer=explainer, prompt_version=version,
-                method=job.method,
-            )  # fmt: skip
-            failed = store.features_failed(
-                session, job.sae, Stage.JUDGE, reasons=llm_runs.LASTING, model=job.model, explainer=explainer,
+                session, job.sae, store.FeatureKind.EXPLANATION_SCORES, explainer=job.explainer,
                 prompt_version=version, method=job.method,
             )  # fmt: skip
-        left = llm_runs.left_to_do([one.feature.index for one in explained], there, failed, tally, again=again)
+            failed = store.features_failed(
+                session, job.sae, Stage.JUDGE, reasons=llm_runs.LASTING, model=job.model,
+                explainer=job.explainer, prompt_version=version, method=job.method,
+            )  # fmt: skip
+        left = llm_runs.left_to_do([one.feature.index for one in explained], there, failed, tally, again=job.again)
         groups.append(_Group(explained, [one for one in explained if one.feature.index in left]))
     return groups
 
@@ -181,26 +222,20 @@ def _kept_control(engine: Engine, group: _Group, job: _Job) -> Estimate | None:
         for explanation in group.explained:
             if explanation.feature in left:
                 continue
-            for score, run_id in _scores(store.load_explanation_scores(session, explanation.feature)):
-                is_of_group = (score.explainer, score.prompt_version) == (
-                    explanation.explainer,
-                    explanation.prompt_version,
-                )
-                if score.method is not job.method or not is_of_group:
+            for kept in store.load_explanation_scores(session, explanation.feature):
+                score = kept.record
+                of_group = score.explainer, score.prompt_version
+                if score.method is not job.method or of_group != (explanation.explainer, explanation.prompt_version):
                     continue
-                run = store.load_run(session, run_id)
+                run = store.load_run(session, kept.run_id)
                 same = (run.settings.get("judge"), run.seed) == (job.model, job.seed)
                 if same and (score.control.n >= enough or len(left) < 2):
                     return score.control
     return None
 
 
-def _scores(kept: Sequence[store.Kept[ExplanationScore]]) -> Iterator[tuple[ExplanationScore, str]]:
-    return ((one.record, one.run_id) for one in kept)
-
-
-def _forecast(engine: Engine, groups: Sequence[_Group], job: _Job, llm: LlmSettings | None, table: PriceTable) -> str:
-    if llm is None:
+def _forecast(engine: Engine, groups: Sequence[_Group], job: _Job, table: PriceTable) -> str:
+    if job.llm is None:
         n = sum(len(group.todo) for group in groups)
         return f"{n} explanations to simulate by their words: nobody is asked, and it costs nothing."
     requests = (
@@ -211,7 +246,7 @@ def _forecast(engine: Engine, groups: Sequence[_Group], job: _Job, llm: LlmSetti
             with_control=_kept_control(engine, group, job) is None,
         )
     )  # fmt: skip
-    return str(forecast(requests, table.price_of(base_url=llm.base_url, model=llm.model)))
+    return str(forecast(requests, table.price_of(base_url=job.llm.base_url, model=job.llm.model)))
 
 
 # judge
@@ -246,7 +281,7 @@ def _judge(
     async def work() -> None:
         async with OpenAiClient(llm, api_key=llm_key(), prices=table) as client:
             llm_runs.keep_run(engine, run)  # only now: an endpoint that is down leaves no trace
-            bar = tqdm(desc="judging", total=sum(len(g.todo) for g in groups), unit="feature", disable=None)
+            bar = tqdm[Any](desc="judging", total=sum(len(g.todo) for g in groups), unit="feature", disable=None)
             try:
                 for group in groups:
                     by_feature = {one.feature: one for one in group.todo}

@@ -239,18 +239,23 @@ def run_until_interrupted(work: Callable[[], Coroutine[Any, Any, None]], tally: 
 # what a person reads
 
 
+def report_of(tally: Tally, verb: str, *, sae: str, run: RunInfo) -> dict[str, Any]:
+    """How the features ended and what it cost, as JSON values."""
+    spent = tally.spent
+    return {
+        "sae": sae, "run": run.run_id, verb: tally.n_done, "there_before": tally.n_there,
+        "failed_before": tally.n_failed_before, "failed": dict(sorted(tally.failed.items())),
+        "attempts": spent.attempts, "prompt_tokens": spent.prompt_tokens,
+        "completion_tokens": spent.completion_tokens, "assumed_tokens": spent.assumed_tokens,
+        "cost": None if spent.cost is None else float(spent.cost), "interrupted": tally.interrupted,
+    }  # fmt: skip
+
+
 def print_tally(tally: Tally, verb: str, llm: LlmSettings | None, *, sae: str, run: RunInfo, as_json: bool) -> None:
     """Prints how the features ended and what it cost."""
     spent = tally.spent
     if as_json:
-        report = {
-            "sae": sae, "run": run.run_id, verb: tally.n_done, "there_before": tally.n_there,
-            "failed_before": tally.n_failed_before, "failed": dict(sorted(tally.failed.items())),
-            "attempts": spent.attempts, "prompt_tokens": spent.prompt_tokens,
-            "completion_tokens": spent.completion_tokens, "assumed_tokens": spent.assumed_tokens,
-            "cost": None if spent.cost is None else float(spent.cost), "interrupted": tally.interrupted,
-        }  # fmt: skip
-        print(json.dumps(report, indent=2))
+        print(json.dumps(report_of(tally, verb, sae=sae, run=run), indent=2))
         return
     print(f"{tally.n_done} {verb}, {tally.n_there} were {verb} before; of {sae}")
     reasons = ", ".join(f"{reason} {n}" for reason, n in tally.failed.most_common())

@@ -27,6 +27,7 @@ COMMANDS: dict[str, CommandRow] = {
     "demo": CommandRow("scripts.demo", "demo", "Main job on the embedded model organism."),
     "score-saes": CommandRow("scripts.score_saes", "score", "Rank SAEs on safety concepts before explaining."),
     "serve": CommandRow("scripts.serve", "serve", "Serve the database: REST and web page."),
+    "worker": CommandRow("scripts.worker", "work", "Run jobs that the service was asked for."),
     "migrate": CommandRow("scripts.migrate", "migrate", "Bring a database to this schema."),
     "find-refusal-direction": CommandRow(
         "scripts.find_refusal_direction", "find_refusal_direction", "Find a refusal direction, test it, read it."

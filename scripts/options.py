@@ -55,3 +55,8 @@ def llm_key() -> SecretStr | None:
     """The key of the endpoint; None where there is none."""
     key = os.environ.get(LLM_KEY)
     return SecretStr(key) if key else None
+
+
+def environment_for(database: str) -> dict[str, str]:
+    """This program's environment, with the database that another process of it is to use."""
+    return dict(os.environ) | {"SAFE_SAIL_DATABASE_URL": database}

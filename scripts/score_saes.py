@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
 from sqlalchemy import Engine
-from tqdm import tqdm
 
 from db import store
 from db.engine import make_engine, writing
@@ -28,10 +27,13 @@ from safe_sail.records import RunInfo, SaeFacts, SaeRanking
 from safe_sail.sae.facts import measure_facts
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ScoreSettings
+from safe_sail.settings.jobs import ScoreSaesJob
 from scripts.concept_texts import concept_splits, concepts_of
 from scripts.corpora import CorpusName, TextField, fixed, read_corpus
+from scripts.job_runs import JobContext
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.plots import draw_scores
+from scripts.progress import tqdm
 from scripts.score_report import print_scores
 from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, load_handle, load_saes, save_subjects
 
@@ -39,6 +41,31 @@ DEFAULTS = ScoreSettings()
 N_FACT_DOCUMENTS = 256
 """Documents behind L0, explained variance and recovered cross-entropy: about 10,000 tokens of the organism's."""
 FACT_WINDOW = 128
+EMBEDDED = "the embedded organism"
+
+
+class _Asked(NamedTuple):
+    """What is scored, on which texts, and how."""
+
+    model: HookedModel
+    source: str
+    """Where the model came from."""
+    saes: Sequence[SAEHandle]
+    splits: Sequence[ConceptSplits]
+    fact_texts: Sequence[Document]
+    settings: ScoreSettings
+    seed: int
+    as_chat: bool
+    dtype: str
+
+
+class _Scored(NamedTuple):
+    """What one run found."""
+
+    run: RunInfo
+    facts: list[SaeFacts]
+    results: list[SaeConceptResult]
+    ranking: list[SaeRanking]
 
 
 def score(
@@ -71,30 +98,61 @@ def score(
     )  # fmt: skip
     splits = concept_splits(concepts, taxonomy, n_choose=n_texts, n_judge=n_texts, seed=seed)
     handle = load_handle(model, model_id, device=device, dtype=dtype)
-    saes = load_saes(sae, handle, device=device)
-    # what is missing or too large shows before anything is kept
-    corpus = fixed(corpus)
-    fact_texts = _fact_documents(corpus, text_field, model, seed)
-    n_read = sum(len(block.texts) for block in concept_blocks(splits, saes, max_bytes=settings.max_bytes))
+    asked = _Asked(
+        handle, model or EMBEDDED, load_saes(sae, handle, device=device), splits,
+        _fact_documents(fixed(corpus), text_field, model, seed), settings, seed, not plain, dtype,
+    )  # fmt: skip
+    n_read = _n_read(asked)
     engine = make_engine(database)
     upgrade(engine)
+    found = _score_and_rank(engine, asked, n_read)
+    engine.dispose()
+    plots = [] if out is None else draw_scores(found.results, found.ranking, found.facts, out)
+    print_scores(found.ranking, found.results, found.facts, plots, database=database, as_json=as_json)
+
+
+def run_job(settings: ScoreSaesJob, context: JobContext) -> dict[str, Any]:
+    """What the job brought: its run, and the SAEs in their order. A later attempt begins anew."""
+    concepts = None if settings.concepts is None else [context.offers.file(name) for name in settings.concepts]
+    how = settings.settings
+    splits = concept_splits(
+        concepts, context.file(settings.taxonomy), n_choose=how.n_choose, n_judge=how.n_judge, seed=settings.seed
+    )
+    handle = context.handle(settings.model)
+    model, _ = context.model(settings.model)
+    asked = _Asked(
+        handle, model or EMBEDDED, load_saes(context.saes(settings.saes), handle, device=context.device), splits,
+        _fact_documents(context.file_name(settings.corpus), settings.text_field, model, settings.seed), how,
+        settings.seed, not settings.plain, context.dtype,
+    )  # fmt: skip
+    found = _score_and_rank(context.engine, asked, _n_read(asked))
+    return {"run": found.run.run_id, "saes": [one.sae for one in found.ranking], "scores": len(found.results)}
+
+
+def _n_read(asked: _Asked) -> int:
+    """Texts that are read; what is missing or too large shows here, before anything is kept."""
+    blocks = concept_blocks(asked.splits, asked.saes, max_bytes=asked.settings.max_bytes)
+    return sum(len(block.texts) for block in blocks)
+
+
+def _score_and_rank(engine: Engine, asked: _Asked, n_read: int) -> _Scored:
+    settings, handle = asked.settings, asked.model
     job = asdict(settings) | {
         "model": handle.model_id,
-        "saes": [one.ref.slug for one in saes],
-        "concepts": {one.judge.concept: [part.sha256 for part in one] for one in splits},
-        "as_chat": not plain,
-        "dtype": dtype,
+        "saes": [one.ref.slug for one in asked.saes],
+        "concepts": {one.judge.concept: [part.sha256 for part in one] for one in asked.splits},
+        "as_chat": asked.as_chat,
+        "dtype": asked.dtype,
     }
-    run = start_run("score-saes", settings=job, seed=seed, device=str(handle.device))
-    save_subjects(engine, run, handle, saes, concepts_of(splits), source=model or "the embedded organism")
-    facts = _facts(engine, run, handle, saes, fact_texts, batch_size)
-    results = _score(engine, run, handle, saes, splits, settings, n_read, as_chat=not plain)
-    generator = torch.Generator().manual_seed(seed)
-    ranking = rank_saes([one.evidence for one in results], n_bootstrap=n_bootstrap, generator=generator)
+    run = start_run("score-saes", settings=job, seed=asked.seed, device=str(handle.device))
+    save_subjects(engine, run, handle, asked.saes, concepts_of(asked.splits), source=asked.source)
+    facts = _facts(engine, run, handle, asked.saes, asked.fact_texts, settings.batch_size)
+    results = _score(engine, run, asked, n_read)
+    generator = torch.Generator().manual_seed(asked.seed)
+    evidence = [one.evidence for one in results]
+    ranking = rank_saes(evidence, n_bootstrap=settings.n_bootstrap, generator=generator)
     _finish(engine, run, ranking)
-    engine.dispose()
-    plots = [] if out is None else draw_scores(results, ranking, facts, out)
-    print_scores(ranking, results, facts, plots, database=database, as_json=as_json)
+    return _Scored(run, facts, results, list(ranking))
 
 
 # texts
@@ -140,32 +198,22 @@ def _facts(
     return found
 
 
-def _score(
-    engine: Engine,
-    run: RunInfo,
-    model: HookedModel,
-    saes: Sequence[SAEHandle],
-    splits: Sequence[ConceptSplits],
-    settings: ScoreSettings,
-    n_read: int,
-    *,
-    as_chat: bool,
-) -> list[SaeConceptResult]:
-    with tqdm(total=n_read, desc="reading texts", unit="text", leave=False, disable=None) as bar:
+def _score(engine: Engine, run: RunInfo, asked: _Asked, n_read: int) -> list[SaeConceptResult]:
+    with tqdm[Any](total=n_read, desc="reading texts", unit="text", leave=False, disable=None) as bar:
 
         def seen(n: int) -> None:
             bar.update(n)
 
         found = score_saes(
-            model,
-            saes,
-            splits,
-            settings=settings,
+            asked.model,
+            asked.saes,
+            asked.splits,
+            settings=asked.settings,
             generator=torch.Generator().manual_seed(run.seed),
-            as_chat=as_chat,
+            as_chat=asked.as_chat,
             progress=seen,
         )
-        return list(_saved(engine, run, found, total=len(saes) * len(splits)))
+        return list(_saved(engine, run, found, total=len(asked.saes) * len(asked.splits)))
 
 
 def _saved(

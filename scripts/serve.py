@@ -1,10 +1,17 @@
-"""Serve the database: REST under /v1 and the web page. Needs no torch and starts in about a second.
+"""Serve the database: REST under /v1 and the web page, with one worker for jobs beside it.
 
 safe-sail serve --database sqlite:///safe-sail.db --port 8420
+
+This process needs no torch and starts in about a second; the worker is another one. It is started again when it dies,
+and ends when this process does, in whatever way.
 """
 
 import socket
-from contextlib import suppress
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Annotated
 
 import typer
@@ -15,12 +22,19 @@ from api.settings import ServiceSettings
 from db.engine import database_name, make_engine
 from db.migrate import require_head
 from safe_sail.errors import BadSettings
-from scripts.options import DEFAULT_DATABASE, DatabaseUrl
+from scripts.options import DEFAULT_DATABASE, DatabaseUrl, Device, environment_for
+
+RESTART_SECONDS = 2.0
+"""Pause before a worker that died is started again."""
+END_SECONDS = 20.0
+"""Time for a worker to come to a step at which it can stop."""
 
 
 def serve(
     database: DatabaseUrl = DEFAULT_DATABASE,
     host: Annotated[str, typer.Option(help="Loopback address to listen on; others are refused.")] = "127.0.0.1",
+    with_worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Run jobs too, in another process.")] = True,
+    device: Device = "cpu",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 lets the system choose.")] = 8420,
 ) -> None:
     """Serve until interrupted.
@@ -39,8 +53,46 @@ def serve(
         address = f"[{host}]" if ":" in host else host
         print(f"Safe-SAIL serves {database_name(engine)}; REST under /v1, end with Ctrl-C.", flush=True)
         print(f"Open http://{address}:{door.getsockname()[1]}/", flush=True)
-        with suppress(KeyboardInterrupt):  # the server has ended in good order by then
+        helper = _worker(database, device) if with_worker else nullcontext()
+        with helper, suppress(KeyboardInterrupt):  # the server has ended in good order by then
             uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).run(sockets=[door])
+
+
+@contextmanager
+def _worker(database: str, device: str) -> Iterator[None]:
+    """A worker process beside this one for the length of the block, started again whenever it dies."""
+    ended = threading.Event()
+    started: list[subprocess.Popen[bytes]] = []
+
+    def keep_up() -> None:
+        while not ended.is_set():
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "scripts.main", "worker", "--with-parent", "--device", device],
+                # a URL may hold a password, and a command line is read by everybody
+                env=environment_for(database),
+                stdin=subprocess.PIPE,  # closed by the system when this process dies: the worker's sign to end
+                stdout=subprocess.DEVNULL,
+            )
+            started.append(process)
+            if ended.is_set():
+                process.terminate()
+            process.wait()
+            ended.wait(RESTART_SECONDS)
+
+    thread = threading.Thread(target=keep_up, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+            process.kill()  # what it had not saved, its job does again
+            process.wait()
+        thread.join()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -45,6 +45,7 @@ from safe_sail.records.features import (
     JudgeMethod,
     TopContexts,
 )
+from safe_sail.records.jobs import Job, JobError, JobEvent, JobProgress, JobState
 from safe_sail.records.ledger import LEDGER_TEXT_LIMIT, LedgerEntry, Stage
 from safe_sail.records.links import FeatureLink, LinkFlow, LinkKind, LinkMeasure, LinkStudy
 from safe_sail.records.neurons import (
@@ -99,6 +100,11 @@ __all__ = [
     "HeadAttribution",
     "HeadRef",
     "Histogram",
+    "Job",
+    "JobError",
+    "JobEvent",
+    "JobProgress",
+    "JobState",
     "JudgeMethod",
     "KnownNeurons",
     "LedgerEntry",

@@ -1,5 +1,6 @@
 """A store filled by hand and a client of the service over it."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from api.main import create_app
 from api.settings import ServiceSettings
-from db.engine import make_engine
+from db.engine import checkpoint, make_engine
 from db.migrate import upgrade
 from tests.api.seed import fill
 
@@ -20,6 +21,7 @@ def database_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     engine = make_engine(url)
     upgrade(engine)
     fill(engine)
+    checkpoint(engine)
     engine.dispose()
     return url
 
@@ -28,6 +30,14 @@ def database_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 def client(database_url: str) -> Iterator[TestClient]:
     """Client of the service over the filled store."""
     with client_of(database_url) as client:
+        yield client
+
+
+@pytest.fixture
+def own_client(database_url: str, tmp_path: Path) -> Iterator[TestClient]:
+    """Client of the service over a copy of the filled store, for a test that writes."""
+    shutil.copy(database_url.removeprefix("sqlite:///"), tmp_path / "store.db")
+    with client_of(f"sqlite:///{tmp_path / 'store.db'}") as client:
         yield client
 
 

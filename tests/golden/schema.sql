@@ -242,6 +242,46 @@ CREATE TABLE guard (
 
 CREATE INDEX ix_guard_model_id ON guard (model_id);
 
+CREATE TABLE job (
+	job_key INTEGER NOT NULL,
+	job_id TEXT NOT NULL,
+	kind TEXT NOT NULL,
+	settings TEXT NOT NULL,
+	state TEXT NOT NULL,
+	priority INTEGER NOT NULL,
+	idempotency_key TEXT,
+	created DATETIME NOT NULL,
+	deadline DATETIME,
+	started DATETIME,
+	finished DATETIME,
+	attempts INTEGER NOT NULL,
+	idle_attempts INTEGER NOT NULL,
+	cancel_requested BOOLEAN NOT NULL,
+	worker TEXT,
+	lease_token TEXT,
+	lease_until DATETIME,
+	heartbeat DATETIME,
+	n_events INTEGER NOT NULL,
+	progress TEXT,
+	error TEXT,
+	result TEXT,
+	CONSTRAINT pk_job PRIMARY KEY (job_key),
+	CONSTRAINT uq_job_idempotency_key UNIQUE (idempotency_key),
+	CONSTRAINT uq_job_job_id UNIQUE (job_id)
+);
+
+CREATE INDEX ix_job_state_priority ON job (state, priority, job_key);
+
+CREATE TABLE job_event (
+	job_key INTEGER NOT NULL,
+	number INTEGER NOT NULL,
+	at DATETIME NOT NULL,
+	kind TEXT NOT NULL,
+	data TEXT NOT NULL,
+	CONSTRAINT pk_job_event PRIMARY KEY (job_key, number),
+	CONSTRAINT fk_job_event_job_key_job FOREIGN KEY(job_key) REFERENCES job (job_key)
+);
+
 CREATE TABLE ledger (
 	sae_key INTEGER NOT NULL,
 	feature_index INTEGER NOT NULL,

@@ -1,0 +1,91 @@
+"""What the server offers to jobs: models, SAEs, files and language models, by names that its settings give.
+
+A job from the network names things; only here do names become paths. A file is named by its path below one folder;
+links that lead out of it are refused, as are `..` and absolute paths.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safe_sail.errors import NotOffered
+from safe_sail.settings.jobs import offered_names
+
+ORGANISM_MODELS = ("aligned", "base", "backdoored")
+"""Variants of the embedded organism, which every server offers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offers:
+    """Names that a job may use."""
+
+    models: Mapping[str, str]
+    """Name to folder or hub name."""
+    saes: Mapping[str, str]
+    """Name to folder, file or registry name."""
+    files: Path | None
+    """Folder of texts, concepts and taxonomies; None offers no file."""
+    llm_base_url: str | None
+    """OpenAI-compatible endpoint; None offers no language model."""
+    llms: tuple[str, ...]
+    """Names that the endpoint knows its models by."""
+
+    def model(self, name: str) -> str:
+        """Folder or hub name of an offered model; a variant of the organism is its own name.
+
+        Raises:
+            NotOffered: the server offers no such model.
+        """
+        return name if name in ORGANISM_MODELS else _named("model", name, self.models, "SAFE_SAIL_MODELS")
+
+    def sae(self, name: str) -> str:
+        """Folder, file or registry name of an offered SAE.
+
+        Raises:
+            NotOffered: the server offers no such SAE.
+        """
+        return _named("SAE", name, self.saes, "SAFE_SAIL_SAES")
+
+    def file(self, name: str) -> Path:
+        """Path of an offered file or folder.
+
+        Raises:
+            NotOffered: the server offers no files, or none of this name.
+        """
+        if self.files is None:
+            raise NotOffered(f"file `{name[:100]}`: this server offers no files; SAFE_SAIL_FILES names a folder.")
+        root = self.files.resolve()
+        try:
+            path = (root / name).resolve(strict=True)
+        except (OSError, ValueError) as error:
+            raise NotOffered(f"file `{name[:100]}` is not in the server's folder of files.") from error
+        if not path.is_relative_to(root) or Path(name).is_absolute():
+            raise NotOffered(f"file `{name[:100]}` is not in the server's folder of files.")
+        return path
+
+    def llm(self, name: str) -> str:
+        """Name of an offered language model.
+
+        Raises:
+            NotOffered: the server has no endpoint, or does not offer this model of it.
+        """
+        if self.llm_base_url is None:
+            raise NotOffered(f"language model `{name[:100]}`: this server has no endpoint; SAFE_SAIL_LLM_BASE_URL.")
+        return _named("language model", name, {one: one for one in self.llms}, "SAFE_SAIL_LLMS")
+
+    def require(self, settings: object) -> None:
+        """Nothing, where everything that a job names is offered.
+
+        Raises:
+            NotOffered: a name is not.
+        """
+        finders = {"model": self.model, "sae": self.sae, "file": self.file, "llm": self.llm}
+        for kind, name in offered_names(settings):
+            finders[kind](name)
+
+
+def _named(what: str, name: str, offered: Mapping[str, str], variable: str) -> str:
+    if name not in offered:
+        known = ", ".join(sorted(offered)) or "none"
+        raise NotOffered(f"{what} `{name[:100]}` is not offered here; offered are: {known}. {variable} says which.")
+    return offered[name]
