@@ -4,6 +4,7 @@ A record is what a paper's table would hold: it can be stored, served and compar
 Numbers that were estimated are an `Estimate`: they carry their n and their interval.
 """
 
+from safe_sail.records.attribution import HeadScore, HeadScores
 from safe_sail.records.basics import Estimate, RunInfo
 from safe_sail.records.circuits import (
     ABLATIONS,
@@ -99,6 +100,8 @@ __all__ = [
     "GuardScore",
     "HeadAttribution",
     "HeadRef",
+    "HeadScore",
+    "HeadScores",
     "Histogram",
     "Job",
     "JobError",

@@ -11,6 +11,7 @@ from safe_sail.settings.llm import LlmSettings
 from safe_sail.settings.neurons import ChangePositions, GuardSettings, NeuronSettings, TextSource
 from safe_sail.settings.scoring import ContextSettings, ScoreSettings
 from safe_sail.settings.training import SaeRecipe, SaeTrainingSettings
+from safe_sail.settings.tuning import TuningSettings
 
 __all__ = [
     "ChangePositions",
@@ -28,4 +29,5 @@ __all__ = [
     "SaeTrainingSettings",
     "ScoreSettings",
     "TextSource",
+    "TuningSettings",
 ]

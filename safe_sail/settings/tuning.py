@@ -1,0 +1,50 @@
+"""Settings of tuning with a circuit."""
+
+from dataclasses import dataclass
+
+from safe_sail.errors import BadSettings
+from safe_sail.settings.checks import at_least
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuningSettings:
+    """How a model is tuned with a circuit alone, or with everything but it."""
+
+    mode: str = "excluded"
+    """excluded: everything but the circuit is trained; only: the circuit alone is."""
+    method: str = "rows"
+    """rows: each allowed weight has a delta of its own; low_rank: matrices get mask * (B A)."""
+    rank: int = 16
+    """Of the low-rank change; the sequel of SafeSeek's."""
+    alpha: float = 16.0
+    """The low-rank change is multiplied by alpha / rank; the same source."""
+    learning_rate: float = 5e-4
+    """Peak rate of AdamW; the organism's alignment used it. SafeSeek's public script has 2e-4, for larger models."""
+    n_steps: int = 120
+    batch_rows: int = 16
+    warm_up: float = 0.05
+    """Share of the steps."""
+    clip: float = 1.0
+    """Norm of the gradient at most."""
+    n_rows: int = 512
+    """Training rows."""
+    n_evaluate: int = 256
+    """Held-out prompts of each class."""
+    n_random: int = 3
+    """Random circuits with as many units of each kind in each layer."""
+    evaluate_rows: int = 64
+    """Prompts in one generation."""
+    max_new_tokens: int = 40
+    """Length of a reply; longer than every reply of the organism."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "rank", "n_steps", "batch_rows", "n_rows", "n_random", "max_new_tokens", "evaluate_rows")
+        at_least(self, 2, "n_evaluate")
+        for name, known in (("mode", ("excluded", "only")), ("method", ("rows", "low_rank"))):
+            if getattr(self, name) not in known:
+                raise BadSettings(f"TuningSettings.{name} is one of {', '.join(known)}; got {getattr(self, name)}.")
+        for name in ("alpha", "learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise BadSettings(f"TuningSettings.{name} is positive; got {getattr(self, name)}.")
+        if not 0 <= self.warm_up < 1:
+            raise BadSettings(f"TuningSettings.warm_up is a share from 0 to below 1; got {self.warm_up}.")
