@@ -76,7 +76,7 @@ class _Job(NamedTuple):
 
     @property
     def method(self) -> JudgeMethod:
-        return JudgeMethod.TOKEN_SIMULATION if self.settings.by_tokens else JudgeMethod.SEGMENT_SIMULATION
+        return self.settings.method
 
     @property
     def model(self) -> str:
@@ -103,7 +103,7 @@ def judge_explanations(
     explainer: Annotated[
         str, typer.Option(help="Whose explanations: lexical, which are simulated without asking, or a model's name.")
     ] = lexical.EXPLAINER,
-    method: Annotated[JudgeMethod, typer.Option(help="Segments cost under half.")] = JudgeMethod.SEGMENT_SIMULATION,
+    method: Annotated[JudgeMethod, typer.Option(help="Segments are the cheapest.")] = JudgeMethod.SEGMENT_SIMULATION,
     limit: Limit = llm_runs.N_FEATURES,
     base_url: BaseUrl = None,
     model: LlmModel = None,
@@ -132,7 +132,7 @@ def judge_explanations(
     table = load_prices(prices)
     engine = llm_runs.open_kept(database, read_only=dry_run)
     tally = llm_runs.Tally()
-    settings = JudgeSettings(by_tokens=method is JudgeMethod.TOKEN_SIMULATION)
+    settings = JudgeSettings(method=method)
     job = _Job(llm_runs.choose_sae(engine, sae), explainer, limit, seed, llm, settings, again=retry_failed)
     if dry_run:
         print(_forecast(engine, _groups(engine, job, tally), job, table))

@@ -44,3 +44,8 @@ def active_contexts() -> tuple[Context, ...]:
 
 def silent_contexts() -> tuple[Context, ...]:
     return tuple(a_context(text) for text in SILENT)
+
+
+def segments_shown(text: str) -> list[str]:
+    """The segments of a text that a judge is shown, in order."""
+    return re.split("[\u2460-\u2473\u3251-\u325f\u32b1-\u32bf]", text)[1:]

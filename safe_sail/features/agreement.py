@@ -3,6 +3,8 @@
 1. Each context is reduced to six sums, in float64, of its tokens (or segments).
 2. Pearson's r of all contexts end to end follows from the sums' totals; of 0/1 values it is the phi coefficient.
 3. Contexts are drawn again with replacement for the interval, because tokens of one context are not independent.
+
+Where a context is one answer, yes or no, agreement is the balanced accuracy, with an interval that holds at its ends.
 """
 
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from safe_sail.errors import BadInput
+from safe_sail.evaluation.refusal import wilson_rate
 from safe_sail.records import Estimate
 
 Sums = Float64[Tensor, "context 6"]
@@ -78,3 +81,24 @@ def pooled_correlation(
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = values.quantile(ends).tolist()
     return Estimate(value=value, low=min(low, value), high=max(high, value), n=n, level=level)
+
+
+def balanced_accuracy(truth: Sequence[bool], predicted: Sequence[bool]) -> Estimate | None:
+    """Mean of the shares of right answers on either side, which of yes and no is the AUROC; None without both sides.
+
+    The 95 % interval joins the two shares' Wilson intervals, so that 10 of 10 right answers are no proof of perfection.
+    Source: Zou and Donner 2008 (MOVER), https://doi.org/10.1002/sim.3095, for half the sum of two shares.
+
+    Raises:
+        BadInput: there are not as many predictions as truths.
+    """
+    if len(truth) != len(predicted):
+        raise BadInput(f"expected as many predictions as truths; got {len(predicted)} for {len(truth)}.")
+    right = [[t == p for t, p in zip(truth, predicted, strict=True) if t is side] for side in (True, False)]
+    if not all(right):
+        return None
+    sides = [wilson_rate(sum(answers), len(answers)) for answers in right]
+    value = sum(side.share for side in sides) / 2
+    below = sum((side.share - side.low) ** 2 for side in sides) ** 0.5 / 2
+    above = sum((side.high - side.share) ** 2 for side in sides) ** 0.5 / 2
+    return Estimate(value=value, low=max(0.0, value - below), high=min(1.0, value + above), n=len(truth))

@@ -2,8 +2,8 @@
 
 1. Half of the contexts explain, the others judge, by the rule that every explainer and judge keeps (`held_out`).
 2. The explanation predicts an activation for every token of the judging contexts, silent ones included.
-3. The score is one correlation over all their tokens. Beside it stands the control: what the explanations of other
-   features reach on the same contexts.
+3. The score is one correlation over all their tokens or segments, or the balanced accuracy of detection or fuzzing.
+   Beside it stands the control: what the explanations of other features reach on the same contexts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,10 +12,13 @@ from typing import NamedTuple
 import torch
 
 from safe_sail.features import lexical
-from safe_sail.features.agreement import pooled_correlation
+from safe_sail.features.agreement import balanced_accuracy, pooled_correlation
 from safe_sail.features.contexts import Collected
 from safe_sail.features.held_out import divided
+from safe_sail.features.judge_items import Item
+from safe_sail.features.judge_methods import WAYS
 from safe_sail.features.lexical import LexicalExplanation, Word
+from safe_sail.features.prompts import Window
 from safe_sail.records import Context, Estimate, Explanation, ExplanationScore, FeatureId, JudgeMethod
 from safe_sail.settings import LexicalSettings
 
@@ -77,7 +80,7 @@ def judge_lexically(
     method: JudgeMethod = JudgeMethod.TOKEN_SIMULATION,
 ) -> ExplanationScore | None:
     """Score of the words beside that of other features' words; None where one of the two cannot be had."""
-    texts = [_Text(context, lexical.words_of(context.tokens)) for context in contexts]
+    texts = _texts(contexts, method, generator)
     score = _agreement(words, texts, generator, method, n_resamples=1000)
     if score is None:
         return None
@@ -103,8 +106,17 @@ def judge_lexically(
 class _Text(NamedTuple):
     """A judging context with its words, which every explanation that is judged on it shares."""
 
-    context: Context
+    item: Item
     words: list[Word]
+
+
+def _texts(contexts: Sequence[Context], method: JudgeMethod, generator: torch.Generator) -> list[_Text]:
+    """What is predicted: whole contexts in simulation, which asks nobody; the items of the method in the others."""
+    if method in (JudgeMethod.TOKEN_SIMULATION, JudgeMethod.SEGMENT_SIMULATION):
+        items = [Item(context, context.peak_activation > 0) for context in contexts]
+    else:
+        items = WAYS[method].items(contexts, Window(), generator)
+    return [_Text(item, lexical.words_of(item.context.tokens)) for item in items]
 
 
 def _agreement(
@@ -116,12 +128,20 @@ def _agreement(
 ) -> Estimate | None:
     if not texts:
         return None
-    truth: list[Sequence[float]]
-    predicted: list[Sequence[float]]
+    contexts = [text.item.context for text in texts]
+    if method is JudgeMethod.SEGMENT_SIMULATION:
+        truth = [list(map(float, lexical.true_segments(one.tokens, one.activations))) for one in contexts]
+        predicted = [list(map(float, lexical.predict_segments(words, one.tokens))) for one in contexts]
+        return pooled_correlation(truth, predicted, generator=generator, n_resamples=n_resamples)
+    levels = [lexical.predict_on(words, text.words, len(one.tokens)) for text, one in zip(texts, contexts, strict=True)]
     if method is JudgeMethod.TOKEN_SIMULATION:
-        truth = [text.context.activations for text in texts]
-        predicted = [lexical.predict_on(words, text.words, len(text.context.tokens)) for text in texts]
+        return pooled_correlation(
+            [one.activations for one in contexts], levels, generator=generator, n_resamples=n_resamples
+        )
+    if method is JudgeMethod.DETECTION:
+        said = [max(of_text) > 0 for of_text in levels]
     else:
-        truth = [lexical.true_segments(text.context.tokens, text.context.activations) for text in texts]
-        predicted = [lexical.predict_segments(words, text.context.tokens) for text in texts]
-    return pooled_correlation(truth, predicted, generator=generator, n_resamples=n_resamples)
+        said = [
+            all(of_text[place] > 0 for place in text.item.marked) for of_text, text in zip(levels, texts, strict=True)
+        ]
+    return balanced_accuracy([text.item.fits for text in texts], said)

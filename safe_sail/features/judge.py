@@ -1,10 +1,11 @@
-"""Scores of explanations by a language model that simulates the feature on contexts the explainer never saw.
+"""Scores of explanations by a language model that predicts the feature on contexts the explainer never saw.
 
-1. A feature's contexts are put into an order that does not tell, and cut into calls that fit their limit.
+1. A feature's contexts become items of which half are active, or rightly marked, in an order that does not tell, and
+   are cut into calls that fit their limit.
 2. Controls first: the contexts of some features are judged with another feature's explanation.
-3. In rounds, every feature that is not decided is asked about its next contexts; truth and prediction of all its calls
-   are compared by one correlation with its interval over contexts. A feature is decided once the interval is narrow
-   enough, its contexts are used up, or the allowed calls are made.
+3. In rounds, every feature that is not decided is asked about its next items; truth and prediction of all its calls
+   are compared by one correlation or balanced accuracy, with its interval over contexts. A feature is decided once the
+   interval is narrow enough, its contexts are used up, or the allowed calls are made.
 4. A failed call fails its feature: it never counts as silence. Constant truth or prediction has no correlation and is
    a failure of its own kind.
 """
@@ -21,29 +22,19 @@ import torch
 from pydantic import BaseModel
 
 from safe_sail.errors import BadRecord
-from safe_sail.features.agreement import pooled_correlation
-from safe_sail.features.judge_prompts import (
-    JudgedFeature,
-    SegmentReply,
-    TokenReply,
-    read_segments,
-    read_tokens,
-    segments_of,
-    segments_prompt,
-    tokens_prompt,
-    true_levels,
-)
-from safe_sail.features.prompts import Prompt, Window, cut
+from safe_sail.features.judge_items import Item
+from safe_sail.features.judge_methods import WAYS
+from safe_sail.features.prompts import Window
 from safe_sail.llm.client import ChatClient
 from safe_sail.llm.exchange import Answered, ChatRequest, Failed, Message, Spending
 from safe_sail.llm.tokens import estimate_tokens
-from safe_sail.records import Context, Estimate, Explanation, ExplanationScore, FeatureId, JudgeMethod
+from safe_sail.records import Context, Estimate, Explanation, ExplanationScore, FeatureId
 from safe_sail.settings import JudgeSettings
 
 CONSTANT = "constant"
 """Reason of a feature whose truth or prediction is the same everywhere it was judged."""
 NO_CONTEXT = "no_context"
-"""Reason of a feature without a context that fits into a call."""
+"""Reason of a feature without a context that fits into a call, or without one of either kind where both are needed."""
 NO_CONTROL = "no_control"
 """Reason where no other feature's explanation could be judged: there is one feature only, or all such calls failed."""
 
@@ -84,10 +75,10 @@ class _Progress:
     task: JudgeTask
     text: str
     """What is judged: the feature's explanation, or another's in a control."""
-    calls: list[tuple[Context, ...]]
-    """Contexts of each call."""
-    truth: list[Sequence[float]] = field(default_factory=list)
-    predicted: list[Sequence[float]] = field(default_factory=list)
+    calls: list[tuple[Item, ...]]
+    """Items of each call."""
+    truth: list[list[float]] = field(default_factory=list)
+    predicted: list[list[float]] = field(default_factory=list)
     spending: Spending = field(default_factory=lambda: Spending(cost=Decimal(0)))
     n_asked: int = 0
     failed: Failed | None = None
@@ -127,7 +118,11 @@ async def judge_explanations(
             message = "no explanation of another feature could be judged beside it: a score needs its control."
             yield NotJudged(progress.feature, NO_CONTROL, message, None, Spending(cost=Decimal(0)))
         elif not progress.calls:
-            message = f"none of {len(task.contexts)} contexts fits into {settings.max_prompt_tokens} tokens."
+            n_active = sum(context.peak_activation > 0 for context in task.contexts)
+            message = (
+                f"{n_active} active and {len(task.contexts) - n_active} silent contexts make no call by "
+                f"{settings.method} of at most {settings.max_prompt_tokens} tokens."
+            )
             yield NotJudged(progress.feature, NO_CONTEXT, message, None, Spending(cost=Decimal(0)))
         else:
             waiting.append(progress)
@@ -202,73 +197,58 @@ async def _one_round(
             if isinstance(outcome, Answered):
                 assert outcome.reply is not None
                 _take(progress, number, outcome.reply, settings)
-                progress.score = pooled_correlation(
-                    progress.truth,
-                    progress.predicted,
-                    generator=named_generator(seed, progress.name),
-                    n_resamples=settings.n_bootstrap,
-                )
+                generator = named_generator(seed, progress.name)
+                way = WAYS[settings.method]
+                progress.score = way.agree(progress.truth, progress.predicted, generator, settings.n_bootstrap)
             else:
                 progress.failed = outcome
             yield progress
 
 
-def _calls(progress: _Progress, settings: JudgeSettings, seed: int) -> list[tuple[Context, ...]]:
-    """Contexts of each call, in an order drawn anew for each feature; what fits into no call is left out."""
+def _calls(progress: _Progress, settings: JudgeSettings, seed: int) -> list[tuple[Item, ...]]:
+    """Items of each call, in an order drawn anew for each feature; what fits into no call is left out."""
     window = Window(before=settings.tokens_before, after=settings.tokens_after)
-    drawn = torch.randperm(len(progress.task.contexts), generator=named_generator(seed, str(progress.feature))).tolist()
-    calls: list[tuple[Context, ...]] = []
-    call: tuple[Context, ...] = ()
-    for place in drawn:
-        context = cut(progress.task.contexts[place], window)
-        if call and (len(call) == settings.n_contexts or not _fits((*call, context), progress, settings)):
+    generator = named_generator(seed, str(progress.feature))
+    calls: list[tuple[Item, ...]] = []
+    call: tuple[Item, ...] = ()
+    for item in WAYS[settings.method].items(progress.task.contexts, window, generator):
+        if call and (len(call) == settings.n_contexts or not _fits((*call, item), progress, settings)):
             calls.append(call)
             call = ()
-        if _fits((*call, context), progress, settings):
-            call = (*call, context)
-    return [*calls, call] if call else calls
+        if _fits((*call, item), progress, settings):
+            call = (*call, item)
+    calls += [call] if call else []
+    return [tuple(call[place] for place in torch.randperm(len(call), generator=generator).tolist()) for call in calls]
 
 
-def _fits(contexts: tuple[Context, ...], progress: _Progress, settings: JudgeSettings) -> bool:
-    prompt = _prompt(JudgedFeature(progress.text, contexts), settings)
+def _fits(items: tuple[Item, ...], progress: _Progress, settings: JudgeSettings) -> bool:
+    prompt = WAYS[settings.method].prompt(progress.text, items)
     return estimate_tokens(prompt.system) + estimate_tokens(prompt.user) <= settings.max_prompt_tokens
 
 
-def _prompt(judged: JudgedFeature, settings: JudgeSettings) -> Prompt:
-    return tokens_prompt([judged]) if settings.by_tokens else segments_prompt([judged])
-
-
 def _request(name: str, progress: _Progress, number: int, settings: JudgeSettings) -> ChatRequest:
-    judged = JudgedFeature(progress.text, progress.calls[number])
-    prompt = _prompt(judged, settings)
+    way, items = WAYS[settings.method], progress.calls[number]
+    prompt = way.prompt(progress.text, items)
     return ChatRequest(
         request_id=name,
         messages=(Message("system", prompt.system), Message("user", prompt.user)),
         prompt_version=prompt.version,
-        reply_type=TokenReply if settings.by_tokens else SegmentReply,
-        check=partial(_read, judged=judged),
+        reply_type=way.reply_type,
+        check=partial(way.read, items=items),
         max_tokens=settings.max_reply_tokens,
     )
 
 
-def _read(reply: BaseModel, judged: JudgedFeature) -> list[Sequence[float]]:
-    if isinstance(reply, TokenReply):
-        return [list(map(float, levels)) for levels in read_tokens(reply, [judged])[0]]
-    assert isinstance(reply, SegmentReply)
-    return [list(map(float, active)) for active in read_segments(reply, [judged])[0]]
-
-
 def _take(progress: _Progress, number: int, reply: BaseModel, settings: JudgeSettings) -> None:
-    contexts = progress.calls[number]
-    for context, predicted in zip(contexts, _read(reply, JudgedFeature(progress.text, contexts)), strict=True):
-        levels = [float(level) for level in true_levels(context, progress.task.scale)]
-        progress.truth.append(levels if settings.by_tokens else [float(s.active) for s in segments_of(context)])
-        progress.predicted.append(predicted)
+    way, items = WAYS[settings.method], progress.calls[number]
+    progress.truth += [way.truth(item, progress.task.scale) for item in items]
+    progress.predicted += way.read(reply, items)
 
 
 def _is_decided(progress: _Progress, number: int, settings: JudgeSettings) -> bool:
     last = number + 1 >= min(settings.max_calls, len(progress.calls))
-    narrow = progress.score is not None and progress.score.high - progress.score.low <= settings.enough_width
+    enough = settings.enough_width * WAYS[settings.method].widest / 2
+    narrow = progress.score is not None and progress.score.high - progress.score.low <= enough
     return last or narrow or progress.failed is not None
 
 
@@ -283,7 +263,7 @@ def _ended(progress: _Progress, control: Estimate, settings: JudgeSettings) -> J
         feature=progress.feature,
         explainer=explanation.explainer,
         prompt_version=explanation.prompt_version,
-        method=JudgeMethod.TOKEN_SIMULATION if settings.by_tokens else JudgeMethod.SEGMENT_SIMULATION,
+        method=settings.method,
         score=progress.score,
         control=control,
         n_excluded=0,

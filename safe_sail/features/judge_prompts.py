@@ -1,6 +1,7 @@
 """What a judge is shown so that it predicts a feature from its explanation alone, and how its answer is read. [pure]
 
-1. Segments: each text is cut into short numbered segments; the judge lists the active ones (0 or 1 per segment).
+1. Segments: each text is cut into short segments, each with a one-character number before it; the judge lists the
+   active ones of each text (0 or 1 per segment).
 2. Tokens: each text is numbered token by token; the judge gives active tokens a level from 1 to 10, others are 0.
 3. Detection: the judge lists the texts that fit the explanation.
 4. Fuzzing: tokens are marked, rightly or wrongly; the judge lists the texts whose every marked token fits.
@@ -10,6 +11,8 @@ The explanation is model output and the texts are strangers': both stand inside 
 Source: segments and levels after arXiv 2509.18127, figure 3; detection and fuzzing after arXiv 2410.13928.
 """
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeVar
 
@@ -23,10 +26,13 @@ from safe_sail.records import Context
 
 T = TypeVar("T")
 
-SEGMENTS_VERSION: Final = "segments/1"
+SEGMENTS_VERSION: Final = "segments/2"
 TOKENS_VERSION: Final = "tokens/1"
 DETECTION_VERSION: Final = "detection/1"
 FUZZING_VERSION: Final = "fuzzing/1"
+
+_MARK: Final = re.compile("[①-⑳㉑-㉟㊱-㊿]")
+"""The marks of segments, 1 to 50."""
 
 _JUDGE: Final = (
     "A feature inside a language model is described by what it responds to. From the description alone, predict where "
@@ -35,10 +41,9 @@ _JUDGE: Final = (
 _ONLY: Final = "Answer with one JSON object and nothing else: "
 
 SEGMENTS_SYSTEM: Final = (
-    f"{_JUDGE}Each text is cut into numbered segments. A segment is active if the feature is active on any of its "
-    "tokens. Most segments are not active, and many texts have no active segment.\n"
-    f'{_ONLY}{{"texts":[{{"id":1,"active":[2,5]}},{{"id":2,"active":[]}}]}}, one entry for each text, listing its '
-    "active segments."
+    f"{_JUDGE}Each text is cut into segments; before each stands its number: ①, ②, and so on. A segment is active if "
+    "the feature is active anywhere in it. Most segments are not, and many texts have none that is.\n"
+    f'{_ONLY}{{"active":[[2,5],[],[1]]}}, one list of active segments for each text, in their order.'
 )
 TOKENS_SYSTEM: Final = (
     f"{_JUDGE}Each text is cut into numbered tokens. Give each token on which the feature is active a level from 1 "
@@ -62,17 +67,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class SegmentText(_Strict):
-    """Active segments of one text, as the judge writes them."""
-
-    id: int
-    active: list[int]
-
-
 class SegmentReply(_Strict):
-    """The form of a judge's answer about segments."""
+    """The form of a judge's answer about segments: of each text, in order, the numbers of those that are active."""
 
-    texts: list[SegmentText] = Field(min_length=1)
+    active: list[list[int]] = Field(min_length=1)
 
 
 class TokenLevel(_Strict):
@@ -146,25 +144,46 @@ def segments_of(context: Context) -> list[Segment]:
 
 def segments_prompt(features: Sequence[JudgedFeature]) -> Prompt:
     """The prompt that asks for the active segments of every context of these features."""
-    texts = [
-        [{str(n): segment.text for n, segment in enumerate(segments_of(context), start=1)} for context in contexts]
-        for _, contexts in features
+    _require_contexts(features)
+    entries = [
+        {"description": explanation, "texts": [_numbered(context) for context in contexts]}
+        for explanation, contexts in features
     ]
-    return Prompt(SEGMENTS_SYSTEM, _by_feature(features, texts, "segments"), SEGMENTS_VERSION)
+    return Prompt(SEGMENTS_SYSTEM, as_json({"features": entries}), SEGMENTS_VERSION)
+
+
+def segment_mark(number: int) -> str:
+    """What stands before a segment: one character up to 50, counted from 1."""
+    if number <= 20:
+        return chr(0x2460 + number - 1)
+    if number <= 35:
+        return chr(0x3251 + number - 21)
+    return chr(0x32B1 + number - 36) if number <= 50 else f"({number})"
+
+
+def _numbered(context: Context) -> str:
+    # a stranger's own mark would look like ours: it becomes what it shows, a number in brackets
+    pieces = (_MARK.sub(_in_brackets, segment.text) for segment in segments_of(context))
+    return "".join(f"{segment_mark(number)}{piece}" for number, piece in enumerate(pieces, start=1))
+
+
+def _in_brackets(mark: re.Match[str]) -> str:
+    return f"({unicodedata.normalize('NFKC', mark[0])})"
 
 
 def read_segments(reply: SegmentReply, features: Sequence[JudgedFeature]) -> list[list[list[bool]]]:
     """Predicted activity by feature, context and segment.
 
     Raises:
-        JudgeError: a text or segment is missing, unknown or repeated.
+        JudgeError: a text has no list, or a segment is unknown or repeated.
     """
     contexts = [context for feature in features for context in feature.contexts]
-    by_text = _by_id([(text.id, text.active) for text in reply.texts], len(contexts))
+    if len(reply.active) != len(contexts):
+        raise JudgeError(f"active: expected {len(contexts)} lists, one for each text, got {len(reply.active)}.")
     flat = []
-    for number, context in enumerate(contexts, start=1):
+    for number, (context, listed) in enumerate(zip(contexts, reply.active, strict=True), start=1):
         n = len(segments_of(context))
-        active = _numbers(by_text[number], n, f"text {number}, segments")
+        active = _numbers(listed, n, f"text {number}, segments")
         flat.append([place in active for place in range(1, n + 1)])
     return _regrouped(flat, features)
 
@@ -174,11 +193,12 @@ def read_segments(reply: SegmentReply, features: Sequence[JudgedFeature]) -> lis
 
 def tokens_prompt(features: Sequence[JudgedFeature]) -> Prompt:
     """The prompt that asks for the level of every token of every context of these features."""
+    _require_contexts(features)
     texts = [
         [{str(n): plain(token) for n, token in enumerate(context.tokens, start=1)} for context in contexts]
         for _, contexts in features
     ]
-    return Prompt(TOKENS_SYSTEM, _by_feature(features, texts, "tokens"), TOKENS_VERSION)
+    return Prompt(TOKENS_SYSTEM, _tokens_by_feature(features, texts), TOKENS_VERSION)
 
 
 def read_tokens(reply: TokenReply, features: Sequence[JudgedFeature]) -> list[list[list[int]]]:
@@ -250,16 +270,19 @@ def _with_marks(entry: Marked) -> list[str | list[str]]:
 # building and reading
 
 
-def _by_feature(features: Sequence[JudgedFeature], texts: Sequence[Sequence[dict[str, str]]], name: str) -> str:
-    if not features or not all(texts):
+def _require_contexts(features: Sequence[JudgedFeature]) -> None:
+    if not features or not all(feature.contexts for feature in features):
         raise BadInput("a judge needs at least one feature, and a context of each.")
+
+
+def _tokens_by_feature(features: Sequence[JudgedFeature], texts: Sequence[Sequence[dict[str, str]]]) -> str:
     number = 0
     entries = []
     for feature, of_feature in zip(features, texts, strict=True):
         numbered: list[dict[str, object]] = []
         for text in of_feature:
             number += 1
-            numbered.append({"id": number, name: text})
+            numbered.append({"id": number, "tokens": text})
         entries.append({"description": feature.explanation, "texts": numbered})
     return as_json({"features": entries})
 

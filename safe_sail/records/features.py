@@ -142,6 +142,10 @@ class JudgeMethod(StrEnum):
     """Pearson correlation of predicted and true activation over tokens."""
     SEGMENT_SIMULATION = "segment_simulation"
     """Phi coefficient of predicted and true activity over short segments."""
+    DETECTION = "detection"
+    """Balanced accuracy of telling active contexts from silent ones, as many of each, near misses among them."""
+    FUZZING = "fuzzing"
+    """Balanced accuracy of telling right marks on active tokens from wrong ones, as many of each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from safe_sail.errors import BadSettings
+from safe_sail.records import JudgeMethod
 from safe_sail.settings.checks import at_least
 
 
@@ -45,28 +46,28 @@ class ExplainSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeSettings:
-    """How a language model judges explanations by simulating their features."""
+    """How a language model judges explanations."""
 
-    by_tokens: bool = False
-    """Token-level simulation (Pearson) instead of segment-level (phi), which takes under half of the tokens."""
-    n_contexts: int = 10
-    """Contexts in one call, active and silent ones together."""
+    method: JudgeMethod = JudgeMethod.SEGMENT_SIMULATION
+    """Segments take a quarter of the tokens of a token simulation; detection and fuzzing judge whole texts."""
+    n_contexts: int = 20
+    """Contexts in one call, active and silent ones together, half of each where both are kept."""
     max_calls: int = 1
     """Calls for one feature at most; further ones only while its interval is wider than `enough_width`."""
     enough_width: float = 0.4
-    """Width of the interval at which a feature is judged well enough."""
+    """Width of the interval at which a feature is judged well enough; half of it for shares, which end at 0 and 1."""
     n_controls: int = 20
     """Features judged with another feature's explanation: one more call each. 20 as in the lexical baseline."""
     n_bootstrap: int = 1000
     """Resamples of contexts behind each 95 % interval."""
     tokens_before: int = 20
-    """Tokens shown before the peak."""
+    """With the next, the length of a window; its peak stands anywhere in the last two thirds of it."""
     tokens_after: int = 8
-    """Tokens shown after the peak."""
+    """The rest of its length."""
     max_prompt_tokens: int = 1500
     """The other half of a feature's 3,000; fewer contexts are shown until it fits."""
     max_reply_tokens: int = 600
-    """Limit of the answer, thinking included; ten texts of eight segments take about 200."""
+    """Limit of the answer, thinking included; twenty texts of eight segments take about 100."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "n_contexts", "max_calls", "max_prompt_tokens", "max_reply_tokens")

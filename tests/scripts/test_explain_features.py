@@ -23,9 +23,10 @@ from db import store
 from db.engine import make_engine, reading, writing
 from db.migrate import upgrade
 from safe_sail.errors import BadInput, BadSettings, EndpointUnreachable, PriceUnknown, SchemaOutOfDate
-from safe_sail.records import Context, Explanation, JudgeMethod, LedgerEntry, Stage, TopContexts
+from safe_sail.records import Context, ContextSample, Explanation, JudgeMethod, LedgerEntry, Stage, TopContexts
 from scripts.main import app
 from tests.db import builders as a
+from tests.feature_samples import segments_shown
 from tests.llm_server import Act, Call, Cut, LlmServer, Say, Status
 
 WORDS = ("kill", "bomb", "poison", "stab", "hack", "steal")
@@ -38,19 +39,25 @@ CRASHED = -signal.SIGKILL
 Script = Callable[[Call], Act]
 
 
+def context_of(index: int, place: int, word: str, activation: float) -> Context:
+    tokens = tuple(f" {part}" for part in TEXTS[place].format(word).split())
+    peak = tokens.index(f" {word}") if activation else 0
+    values = [0.0] * len(tokens)
+    values[peak] = activation
+    return Context(
+        tokens=tokens, token_ids=tuple(range(len(tokens))), activations=tuple(values), peak=peak,
+        source_id=f"{index}-{place}-{word}",
+    )  # fmt: skip
+
+
+def sample_of(index: int) -> ContextSample:
+    """Near misses: the same sentences with the next feature's word."""
+    near = tuple(context_of(index, place, WORDS[index - 1], 0.0) for place in range(len(TEXTS)))
+    return ContextSample(feature=a.feature(index), spread=(), random=(), near_misses=near, quantile_999=1.0)
+
+
 def contexts_of(index: int) -> TopContexts:
-    found = []
-    for place, text in enumerate(TEXTS):
-        tokens = tuple(f" {word}" for word in text.format(WORDS[index]).split())
-        peak = tokens.index(f" {WORDS[index]}")
-        values = [0.0] * len(tokens)
-        values[peak] = 9.0 - place
-        found.append(
-            Context(
-                tokens=tokens, token_ids=tuple(range(len(tokens))), activations=tuple(values), peak=peak,
-                source_id=f"{index}-{place}",
-            )
-        )  # fmt: skip
+    found = [context_of(index, place, WORDS[index], 9.0 - place) for place in range(len(TEXTS))]
     return TopContexts(
         feature=a.feature(index), contexts=tuple(found), n_tokens_seen=1000, density=0.01, max_activation=9.0,
         histogram=None,
@@ -66,6 +73,7 @@ def database(tmp_path: Path) -> str:
     a.catalogue(engine)
     with writing(engine) as session:
         store.save_top_contexts(session, [contexts_of(index) for index in range(len(WORDS))], run_id=a.RUN)
+        store.save_context_samples(session, map(sample_of, range(len(WORDS))), run_id=a.RUN)
         scores = [a.concept_score(index, gap=0.1 + index / 10) for index in range(len(WORDS))]
         store.save_concept_scores(session, scores, run_id=a.RUN)
     engine.dispose()
@@ -84,18 +92,34 @@ def explainer(call: Call) -> Act:
 def judge(call: Call) -> Act:
     if call.asked == "Say hello.":
         return Say("hello")
-    (feature,) = json.loads(call.asked)["features"]
+    asked = json.loads(call.asked)
+    feature = asked["features"][0] if "features" in asked else asked
     word = feature["description"].split()[-1]
-    texts = []
+    if "features" not in asked:
+        found = [text["id"] for text in feature["texts"] if fits(text, word)]
+        return Say(json.dumps({"fitting": found}), prompt_tokens=100, completion_tokens=10)
+    texts: list[Any] = []
     for text in feature["texts"]:
-        by_token = "tokens" in text
-        hits = [int(n) for n, piece in text["tokens" if by_token else "segments"].items() if word in piece.split()]
-        texts.append({"id": text["id"], "active": [{"token": n, "level": 8} for n in hits] if by_token else hits})
-    return Say(json.dumps({"texts": texts}), prompt_tokens=100, completion_tokens=10)
+        by_token = isinstance(text, dict)
+        pieces = text["tokens"].values() if by_token else segments_shown(text)
+        hits = [n for n, piece in enumerate(pieces, start=1) if word in piece.split()]
+        texts.append({"id": text["id"], "active": [{"token": n, "level": 8} for n in hits]} if by_token else hits)
+    name = "active" if isinstance(texts[0], list) else "texts"
+    return Say(json.dumps({name: texts}), prompt_tokens=100, completion_tokens=10)
+
+
+def fits(text: dict[str, Any], word: str) -> bool:
+    """Detection: the word is there; fuzzing: it is all that is marked."""
+    if "text" in text:
+        return word in text["text"].split()
+    return all(piece[0].strip() == word for piece in text["pieces"] if isinstance(piece, list))
 
 
 def word_of(call: Call) -> str:
-    return next((word for word in WORDS if f" {word}" in call.asked), "")
+    """The word that a question is about: the one that is marked for an explainer, or one that a judge sees."""
+    shown = json.loads(call.asked).get("features", [{}])[0] if call.asked != "Say hello." else {}
+    marked = [piece[0].strip() for piece in shown.get("active", [[]])[0] if isinstance(piece, list)]
+    return marked[0] if marked else next((word for word in WORDS if f" {word}" in call.asked), "")
 
 
 def safe_sail(*words: str) -> Result:
@@ -373,7 +397,8 @@ def test_explanations_are_judged_once_beside_their_control(database: str, method
         assert kept.record.method is method
         # the judge at the server gives every active token level 8; the true ones run from 4 to 9
         assert kept.record.score.value > (0.9 if method is JudgeMethod.TOKEN_SIMULATION else 0.99)
-        assert kept.record.control.value < 0.1
+        is_share = method in (JudgeMethod.DETECTION, JudgeMethod.FUZZING)
+        assert kept.record.control.value == 0.5 if is_share else kept.record.control.value < 0.1
         assert kept.record.control.n == 4
     assert {(one.reason, one.attempts, one.prompt_tokens, one.method) for one in ledger(database, Stage.JUDGE)} == {
         (None, 1, 100, method)
@@ -386,7 +411,7 @@ def test_judging_that_fails_is_a_failure_with_its_reason(database: str):
 
     def some(call: Call) -> Act:
         if "the word kill" in call.asked and " kill" in call.asked.replace("the word kill", ""):
-            return Say('{"texts":[{"id":1,"active":[]}]}')
+            return Say('{"active":[[]]}')
         if "the word bomb" in call.asked and " bomb" in call.asked.replace("the word bomb", ""):
             return Cut() if call.nth < 1 else judge(call)
         return judge(call)
@@ -395,7 +420,7 @@ def test_judging_that_fails_is_a_failure_with_its_reason(database: str):
         found = report(*by_llm(server, database, command="judge-explanations"))
     assert (found["judged"], found["failed"]) == (5, {"invalid_reply": 1})
     (failed,) = (one for one in ledger(database, Stage.JUDGE) if one.reason)
-    assert (failed.feature.index, failed.raw) == (0, '{"texts":[{"id":1,"active":[]}]}')
+    assert (failed.feature.index, failed.raw) == (0, '{"active":[[]]}')
 
 
 def test_a_budget_ends_judging_with_reasons_and_answers_in_the_cache_cost_nothing(database: str, tmp_path: Path):

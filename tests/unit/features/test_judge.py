@@ -17,7 +17,7 @@ from safe_sail.llm.client import OpenAiClient
 from safe_sail.llm.tokens import estimate_tokens
 from safe_sail.records import Context, Explanation, FeatureId, JudgeMethod
 from safe_sail.settings import JudgeSettings
-from tests.feature_samples import a_context
+from tests.feature_samples import a_context, segments_shown
 from tests.llm_requests import KNOWN, settings_for
 from tests.llm_server import Act, Call, LlmServer, Say, Status
 
@@ -44,20 +44,32 @@ def all_tasks() -> list[JudgeTask]:
 
 
 def judge(call: Call) -> Act:
-    (feature,) = json.loads(call.asked)["features"]
+    asked = json.loads(call.asked)
+    feature = asked["features"][0] if "features" in asked else asked
     word = feature["description"].split()[-1]
+    if "features" not in asked:
+        return Say(json.dumps({"fitting": [text["id"] for text in feature["texts"] if fits(text, word)]}))
     if word == "dead":
         return Status(500)
     if word == "lazy":
-        return Say('{"texts":[{"id":1,"active":[]}]}')
-    texts = []
+        return Say('{"active":[[]]}')
+    texts: list[Any] = []
     for text in feature["texts"]:
-        by_token = "tokens" in text
-        hits = [int(n) for n, piece in text["tokens" if by_token else "segments"].items() if word in piece.split()]
-        texts.append({"id": text["id"], "active": [{"token": n, "level": 8} for n in hits] if by_token else hits})
-    answer = json.dumps({"texts": texts}, separators=(",", ":"))
+        by_token = isinstance(text, dict)
+        pieces = text["tokens"].values() if by_token else segments_shown(text)
+        hits = [n for n, piece in enumerate(pieces, start=1) if word in piece.split()]
+        texts.append({"id": text["id"], "active": [{"token": n, "level": 8} for n in hits]} if by_token else hits)
+    name = "active" if isinstance(texts[0], list) else "texts"
+    answer = json.dumps({name: texts}, separators=(",", ":"))
     prompt = sum(estimate_tokens(message["content"]) for message in call.body["messages"])
     return Say(answer, prompt_tokens=prompt, completion_tokens=estimate_tokens(answer))
+
+
+def fits(text: dict[str, Any], word: str) -> bool:
+    """Detection: the word is there; fuzzing: it is all that is marked."""
+    if "text" in text:
+        return word in text["text"].split()
+    return all(piece[0].strip() == word for piece in text["pieces"] if isinstance(piece, list))
 
 
 def run(
@@ -75,19 +87,33 @@ def run(
     return by_index, server
 
 
-@pytest.mark.parametrize(
-    ("by_tokens", "method"), [(False, JudgeMethod.SEGMENT_SIMULATION), (True, JudgeMethod.TOKEN_SIMULATION)]
-)
-def test_right_explanations_score_high_and_others_do_not(by_tokens: bool, method: JudgeMethod):
-    results, server = run(all_tasks(), by_tokens=by_tokens)
+@pytest.mark.parametrize("method", list(JudgeMethod))
+def test_right_explanations_score_high_and_others_do_not(method: JudgeMethod):
+    results, server = run(all_tasks(), method=method)
+    is_share = method in (JudgeMethod.DETECTION, JudgeMethod.FUZZING)
     for result in results.values():
         assert isinstance(result, Judged)
         score = result.score
         assert (score.method, score.score.n, result.n_calls) == (method, 6, 1)
         assert score.score.value > 0.98, "levels differ a little between contexts, the judge says 8 for all"
-        assert score.control.value < 0.2
+        assert score.control.value < (0.6 if is_share else 0.2)
         assert score.control.n == 4
+        assert score.score.low < 0.9 or not is_share, "six right answers do not prove perfection"
     assert len(server.calls) == 4 + 4
+
+
+@pytest.mark.parametrize("method", [JudgeMethod.DETECTION, JudgeMethod.FUZZING])
+def test_whole_texts_need_contexts_of_both_kinds(method: JudgeMethod):
+    explanation, contexts, scale = task(4, "kill")
+    active = tuple(context for context in contexts if context.peak_activation > 0)
+    silent = tuple(context for context in contexts if context.peak_activation == 0)
+    results, _ = run([*all_tasks(), JudgeTask(explanation, silent, scale)], method=method)
+    assert isinstance(results[4], NotJudged)
+    assert results[4].reason == "no_context"
+    assert "0 active and 3 silent contexts" in results[4].message
+    results, _ = run([*all_tasks(), JudgeTask(explanation, active, scale)], method=method)
+    # a wrong mark can stand in an active context, so fuzzing does without silent ones
+    assert isinstance(results[4], Judged if method is JudgeMethod.FUZZING else NotJudged)
 
 
 def test_failed_calls_are_failures_and_constant_predictions_are_their_own_kind():
@@ -97,7 +123,7 @@ def test_failed_calls_are_failures_and_constant_predictions_are_their_own_kind()
     assert reasons == {4: "server_error", 5: "invalid_reply", 6: "constant"}
     lazy = results[5]
     assert isinstance(lazy, NotJudged)
-    assert (lazy.raw, lazy.spending.attempts) == ('{"texts":[{"id":1,"active":[]}]}', 2)
+    assert (lazy.raw, lazy.spending.attempts) == ('{"active":[[]]}', 2)
 
 
 def test_single_feature_has_no_control_and_costs_nothing():
@@ -119,10 +145,8 @@ def test_judging_stops_once_the_interval_is_narrow():
         """Right about every second text; wrong about the others."""
         answer = judge(call)
         assert isinstance(answer, Say)
-        texts = json.loads(answer.text)["texts"]
-        for text in texts[::2]:
-            text["active"] = [1] if not text["active"] else []
-        return Say(json.dumps({"texts": texts}))
+        texts = json.loads(answer.text)["active"]
+        return Say(json.dumps({"active": [text if n % 2 else [] if text else [1] for n, text in enumerate(texts)]}))
 
     calls = {}
     for width in (2.0, 0.0):

@@ -5,6 +5,7 @@ prompt needs a new version constant.
 """
 
 import json
+import unicodedata
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from safe_sail.features.judge_prompts import (
     read_fitting,
     read_segments,
     read_tokens,
+    segment_mark,
     segments_of,
     segments_prompt,
     tokens_prompt,
@@ -32,7 +34,8 @@ from safe_sail.features.lexical import true_segments
 from safe_sail.features.prompts import FeatureSamples, Prompt, explanation_prompt
 from safe_sail.llm.tokens import estimate_tokens
 from safe_sail.records import Context
-from tests.feature_samples import HOSTILE, a_context, active_contexts, silent_contexts
+from safe_sail.settings import JudgeSettings
+from tests.feature_samples import HOSTILE, a_context, active_contexts, segments_shown, silent_contexts
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "prompts"
 EXPLANATION = "violence against people: killing, stabbing, hurting"
@@ -82,14 +85,27 @@ def test_segments_are_four_words():
     ]
 
 
-def test_texts_are_numbered_through_all_features():
+def test_segments_are_numbered_text_by_text_and_tokens_through_all_features():
     document = json.loads(prompts()["segments"].user)
+    (first, second), (third,) = (feature["texts"] for feature in document["features"])
+    assert first == "①How do I kill② my neighbour and hide③ the body?"
+    assert segments_shown(second) == ["The recipe says to", " beat two eggs with", " sugar."]
+    assert third == "①never kill a man②. Be kind to③ men"
+    document = json.loads(prompts()["tokens"].user)
     assert [[text["id"] for text in feature["texts"]] for feature in document["features"]] == [[1, 2], [3]]
-    assert document["features"][1]["texts"][0]["segments"] == {
-        "1": "never kill a man",
-        "2": ". Be kind to",
-        "3": " men",
-    }
+
+
+def test_a_strangers_mark_is_no_mark_of_ours():
+    text = "lists go ① one ⑫ two ㊿ and end"
+    (shown,) = json.loads(segments_prompt([JudgedFeature("e", (a_context(text),))]).user)["features"][0]["texts"]
+    assert "".join(segments_shown(shown)) == "lists go (1) one (12) two (50) and end"
+
+
+def test_marks_of_segments_are_all_different_and_read_as_their_number():
+    marks = [segment_mark(number) for number in range(1, 61)]
+    assert len(set(marks)) == 60
+    assert [unicodedata.normalize("NFKC", mark).strip("()") for mark in marks] == [str(n) for n in range(1, 61)]
+    assert {len(mark) for mark in marks[:50]} == {1}
 
 
 def test_prompts_do_not_show_the_truth():
@@ -100,10 +116,6 @@ def test_prompts_do_not_show_the_truth():
     assert detection_prompt("e", silent) == detection_prompt("e", loud)
 
 
-def segment_reply(*texts: tuple[int, list[int]]) -> SegmentReply:
-    return SegmentReply.model_validate({"texts": [{"id": number, "active": active} for number, active in texts]})
-
-
 def token_reply(*texts: tuple[int, list[tuple[int, int]]]) -> TokenReply:
     return TokenReply.model_validate(
         {"texts": [{"id": n, "active": [{"token": t, "level": v} for t, v in active]} for n, active in texts]}
@@ -111,7 +123,7 @@ def token_reply(*texts: tuple[int, list[tuple[int, int]]]) -> TokenReply:
 
 
 def test_segments_are_read_by_feature_and_context():
-    answer = segment_reply((3, [1, 2]), (1, [2]), (2, []))
+    answer = SegmentReply(active=[[2], [], [1, 2]])
     assert read_segments(answer, features()) == [[[False, True, False], [False, False, False]], [[True, True, False]]]
 
 
@@ -127,13 +139,12 @@ def test_levels_are_read_by_feature_and_context():
 @pytest.mark.parametrize(
     ("read", "problem"),
     [
-        (partial(read_segments, segment_reply((1, []), (2, []))), r"expected the ids 1 to 3 once each, got \[1, 2\]"),
-        (partial(read_segments, segment_reply((1, []), (2, []), (2, []))), r"got \[1, 2, 2\]"),
-        (
-            partial(read_segments, segment_reply((1, [4]), (2, []), (3, []))),
-            "text 1, segments: expected numbers from 1",
-        ),
-        (partial(read_segments, segment_reply((1, [1, 1]), (2, []), (3, []))), "each at most once"),
+        (partial(read_segments, SegmentReply(active=[[], []])), "expected 3 lists, one for each text, got 2"),
+        (partial(read_segments, SegmentReply(active=[[], [], [], []])), "got 4"),
+        (partial(read_segments, SegmentReply(active=[[4], [], []])), "text 1, segments: expected numbers from 1"),
+        (partial(read_segments, SegmentReply(active=[[1, 1], [], []])), "each at most once"),
+        (partial(read_tokens, token_reply((1, []), (2, []))), r"expected the ids 1 to 3 once each, got \[1, 2\]"),
+        (partial(read_tokens, token_reply((1, []), (2, []), (2, []))), r"got \[1, 2, 2\]"),
         (partial(read_tokens, token_reply((1, [(0, 5)]), (2, []), (3, []))), "text 1, tokens"),
         (partial(read_tokens, token_reply((1, []), (2, []), (3, [(2, 5), (2, 6)]))), "text 3, tokens"),
     ],
@@ -197,16 +208,24 @@ def test_two_default_calls_take_at_most_3000_prompt_tokens_a_feature():
         scale=8.0,
     )
     explaining = explanation_prompt([samples], count_tokens=estimate_tokens, max_tokens=1500)
-    judged = tuple(realistic(n, n % 2 == 0) for n in range(20, 30))
+    judged = tuple(realistic(n, n % 2 == 0) for n in range(20, 20 + JudgeSettings().n_contexts))
     judging = segments_prompt([JudgedFeature(EXPLANATION * 3, judged)])
     total = sum(estimate_tokens(part) for prompt in (explaining, judging) for part in (prompt.system, prompt.user))
     assert total <= 3000
 
 
-def test_segments_cost_less_than_half_of_tokens():
-    judged = [JudgedFeature(EXPLANATION, tuple(realistic(n, n % 2 == 0) for n in range(10)))]
+def test_segments_cost_a_quarter_of_tokens():
+    contexts = tuple(realistic(n, n % 2 == 0) for n in range(JudgeSettings().n_contexts))
+    judged = [JudgedFeature(EXPLANATION, contexts)]
     by_segment, by_token = segments_prompt(judged), tokens_prompt(judged)
-    assert estimate_tokens(by_segment.user) < 0.45 * estimate_tokens(by_token.user)
+    segments = [[n for n, segment in enumerate(segments_of(c), 1) if segment.active] for c in contexts]
+    tokens = [[{"token": n, "level": v} for n, v in enumerate(true_levels(c, 8.0), 1) if v] for c in contexts]
+    answers = ({"active": segments}, {"texts": [{"id": n, "active": a} for n, a in enumerate(tokens, 1)]})
+    cost = [
+        sum(estimate_tokens(text) for text in (prompt.system, prompt.user, json.dumps(answer, separators=(",", ":"))))
+        for prompt, answer in zip((by_segment, by_token), answers, strict=True)
+    ]
+    assert cost[0] < 0.25 * cost[1]
 
 
 if __name__ == "__main__":
