@@ -22,6 +22,7 @@ from safe_sail.errors import BadInput
 from safe_sail.execution.executors import RayExecutor
 from safe_sail.features.context_buffers import ContextBuffers
 from safe_sail.features.contexts import Collected, collected
+from safe_sail.features.forecast import context_forecast
 from safe_sail.features.near_misses import find_near_misses
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch
@@ -32,11 +33,13 @@ from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ContextSettings
 from safe_sail.settings.jobs import CollectContextsJob
 from scripts.context_runs import StateFolder, Subjects, fill_here, fill_on_workers
-from scripts.corpora import CorpusName, TextField, corpus_facts, fixed, read_corpus
+from scripts.corpora import CorpusName, TextField, corpus_facts, fixed, read_corpus, starts_with_bos
+from scripts.forecasts import NeedsOnly, say_forecast, sizes_of
 from scripts.job_runs import JobContext
 from scripts.options import DEFAULT_DATABASE, DatabaseUrl, Device, Seed
 from scripts.progress import tqdm
-from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, load_handle, load_saes, save_subjects
+from scripts.settings_file import SettingsFile
+from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, dtype_named, load_handle, load_saes, save_subjects
 
 DEFAULTS = ContextSettings()
 SAVE_EVERY = 10_000
@@ -52,10 +55,12 @@ def collect_contexts(
     corpus: CorpusName = None,
     text_field: TextField = "text",
     features: Annotated[str | None, typer.Option(help="Features of every SAE, as 0-99,512; all if absent.")] = None,
+    settings_file: SettingsFile = None,
     database: DatabaseUrl = DEFAULT_DATABASE,
     state: Annotated[Path | None, typer.Option(help="Folder from which a killed run goes on.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Windows between two saves of the state.")] = SAVE_EVERY,
     n_documents: Annotated[int, typer.Option(help="Documents of the organism's corpus.")] = DEFAULTS.n_documents,
+    max_documents: Annotated[int | None, typer.Option(min=1, help="Documents of --corpus that are read.")] = None,
     n_contexts: Annotated[int, typer.Option(help="Top contexts kept per feature.")] = DEFAULTS.n_contexts,
     window: Annotated[int, typer.Option(help="Tokens in one context.")] = DEFAULTS.window,
     batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = DEFAULTS.batch_size,
@@ -68,18 +73,26 @@ def collect_contexts(
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    dry_run: NeedsOnly = False,
 ) -> None:
     """Collect what SAE features fire on, and store it."""
     crew = _executor(executor, workers, worker_cpus, ray_address, device)
     corpus = fixed(corpus)
     settings = ContextSettings(n_documents=n_documents, n_contexts=n_contexts, window=window, batch_size=batch_size)
+    need = _forecast(model, sae, features, settings, device, dtype, is_here=crew is None)
+    if dry_run:
+        print(need)
+        return
     # workers have the devices; what is here only tells them apart
     device_here = "cpu" if crew else device
     handle = load_handle(model, model_id, device=device_here, dtype=dtype)
     saes = load_saes(sae, handle, device=device_here)
-    chosen = {one.ref.slug: parse_features(features, one) for one in saes}
-    batches = _batches(_documents(corpus, text_field, settings, seed), handle, saes, settings)
-    job = _job(handle, saes, settings, corpus=corpus, text_field=text_field, features=features, dtype=dtype, seed=seed)
+    chosen = {one.ref.slug: parse_features(features, one.ref.slug, one.d_sae) for one in saes}
+    batches = _batches(_documents(corpus, text_field, max_documents, settings, seed), handle, saes, settings)
+    job = _job(
+        handle, saes, settings, corpus=corpus, text_field=text_field, max_documents=max_documents, features=features,
+        dtype=dtype, seed=seed,
+    )  # fmt: skip
     folder = StateFolder(state, job, save_every=save_every)
     buffers = folder.load() or ContextBuffers(chosen, settings=settings, seed=seed)
     engine = make_engine(database)
@@ -109,8 +122,8 @@ def run_job(settings: CollectContextsJob, context: JobContext) -> dict[str, Any]
     how, corpus, seed = settings.settings, context.file_name(settings.corpus), settings.seed
     handle = context.handle(settings.model)
     saes = load_saes(context.saes(settings.saes), handle, device=context.device)
-    chosen = {one.ref.slug: parse_features(settings.features, one) for one in saes}
-    batches = _batches(_documents(corpus, settings.text_field, how, seed), handle, saes, how)
+    chosen = {one.ref.slug: parse_features(settings.features, one.ref.slug, one.d_sae) for one in saes}
+    batches = _batches(_documents(corpus, settings.text_field, None, how, seed), handle, saes, how)
     job = _job(
         handle, saes, how, corpus=corpus, text_field=settings.text_field, features=settings.features,
         dtype=context.dtype, seed=seed,
@@ -122,7 +135,8 @@ def run_job(settings: CollectContextsJob, context: JobContext) -> dict[str, Any]
     save_subjects(context.engine, run, handle, saes, source=source or "the embedded organism")
     fill_here(buffers, handle, saes, batches, folder)
     n_features = sum(map(len, chosen.values()))
-    n_fired = _save_contexts(context.engine, run, collected(buffers, handle.tokenizer), n_features)
+    near = find_near_misses(buffers, handle, saes)
+    n_fired = _save_contexts(context.engine, run, collected(buffers, handle.tokenizer, near), n_features)
     counts = {"features": n_features, "fired": n_fired, "tokens": buffers.n_tokens, "windows": buffers.n_windows}
     return {"run": run.run_id, "saes": list(chosen)} | counts
 
@@ -134,6 +148,7 @@ def _job(
     *,
     corpus: str | None,
     text_field: str,
+    max_documents: int | None = None,
     features: str | None,
     dtype: str,
     seed: int,
@@ -143,6 +158,7 @@ def _job(
         "model": model.model_id,
         "saes": [one.ref.slug for one in saes],
         "corpus": {"organism_documents": settings.n_documents} if corpus is None else corpus_facts(corpus, text_field),
+        "max_documents": max_documents,
         "features": "all" if features is None else features,
         "dtype": dtype,
         "settings": asdict(settings),
@@ -150,24 +166,42 @@ def _job(
     }
 
 
-def parse_features(text: str | None, sae: SAEHandle) -> list[int]:
+def parse_features(text: str | None, slug: str, d_sae: int) -> list[int]:
     """Features named as `0-99,512`, each once; all of the SAE's for None.
 
     Raises:
         BadInput: the text is no such list, or names a feature that the SAE lacks.
     """
     if text is None:
-        return list(range(sae.d_sae))
+        return list(range(d_sae))
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise BadInput(f"--features: expected numbers and ranges as in 0-99,512; got {part.strip()!r}.")
         start, stop = int(first), int(last or first)
-        if start > stop or stop >= sae.d_sae:
-            raise BadInput(f"--features: SAE {sae.ref.slug} has features 0 to {sae.d_sae - 1}; got {part.strip()!r}.")
+        if start > stop or stop >= d_sae:
+            raise BadInput(f"--features: SAE {slug} has features 0 to {d_sae - 1}; got {part.strip()!r}.")
         found += range(start, stop + 1)
     return list(dict.fromkeys(found))
+
+
+def _forecast(
+    model: str | None,
+    sae: Sequence[str] | None,
+    features: str | None,
+    settings: ContextSettings,
+    device: str,
+    dtype: str,
+    *,
+    is_here: bool,
+) -> str:
+    size, saes = sizes_of(model, sae)
+    n_features = [len(parse_features(features, str(one.site), one.d_sae)) for one in saes]
+    found = context_forecast(
+        size, saes, n_features, settings=settings, dtype=dtype_named(dtype), on_cpu=device == "cpu"
+    )  # fmt: skip
+    return say_forecast(found, device=device, dtype=dtype_named(dtype), is_here=is_here)
 
 
 def _executor(name: str, workers: int, cpus: int, address: str | None, device: str) -> RayExecutor | None:
@@ -204,17 +238,21 @@ def _batches(
 def _prepend_bos(saes: Sequence[SAEHandle], model: HookedModel) -> bool:
     """As the SAEs were trained; where none of them says, as the tokenizer does by itself."""
     said = {sae.prepend_bos for sae in saes} - {None}
+    if model.tokenizer.bos_token_id is None:
+        # metadata may ask for one all the same: SAELens then trained without, as there is none
+        return False
     if len(said) == 2:
         raise BadInput("some of the SAEs were trained with a start token and some without; collect in two runs.")
     if said:
         return bool(said.pop())
-    bos = model.tokenizer.bos_token_id
-    return bos is not None and model.tokenizer("a")["input_ids"][:1] == [bos]
+    return starts_with_bos(model)
 
 
-def _documents(corpus: str | None, text_field: str, settings: ContextSettings, seed: int) -> Iterable[Document]:
+def _documents(
+    corpus: str | None, text_field: str, at_most: int | None, settings: ContextSettings, seed: int
+) -> Iterable[Document]:
     if corpus is not None:
-        return read_corpus(corpus, text_field)
+        return islice(read_corpus(corpus, text_field), at_most)
     texts = documents(settings.n_documents, seed)
     return (Document(f"document {place}", text.text) for place, text in enumerate(texts))
 

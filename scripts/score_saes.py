@@ -18,6 +18,7 @@ from db import store
 from db.engine import make_engine, writing
 from db.migrate import upgrade
 from safe_sail.data.corpus import Document, corpus_batches
+from safe_sail.features.forecast import score_forecast
 from safe_sail.features.ranking import rank_saes
 from safe_sail.features.score import ConceptSplits, SaeConceptResult, concept_blocks, score_saes
 from safe_sail.model.handle import HookedModel
@@ -29,13 +30,15 @@ from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ScoreSettings
 from safe_sail.settings.jobs import ScoreSaesJob
 from scripts.concept_texts import concept_splits, concepts_of
-from scripts.corpora import CorpusName, TextField, fixed, read_corpus
+from scripts.corpora import CorpusName, TextField, fixed, read_corpus, starts_with_bos
+from scripts.forecasts import NeedsOnly, say_forecast, sizes_of
 from scripts.job_runs import JobContext
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.plots import draw_scores
 from scripts.progress import tqdm
 from scripts.score_report import print_scores
-from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, load_handle, load_saes, save_subjects
+from scripts.settings_file import SettingsFile
+from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, dtype_named, load_handle, load_saes, save_subjects
 
 DEFAULTS = ScoreSettings()
 N_FACT_DOCUMENTS = 256
@@ -85,10 +88,12 @@ def score(
     batch_size: Annotated[int, typer.Option(help="Texts in one forward pass.")] = DEFAULTS.batch_size,
     max_gib: Annotated[float, typer.Option(help="Memory for what is kept of the texts.")] = DEFAULTS.max_bytes / 2**30,
     out: Annotated[Path | None, typer.Option(help="Folder for the plots, as PNG.")] = None,
+    settings_file: SettingsFile = None,
     database: DatabaseUrl = DEFAULT_DATABASE,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    dry_run: NeedsOnly = False,
     as_json: AsJson = False,
 ) -> None:
     """Rank SAEs by what they tell of safety concepts, before explaining a feature."""
@@ -97,6 +102,10 @@ def score(
         max_bytes=int(max_gib * 2**30),
     )  # fmt: skip
     splits = concept_splits(concepts, taxonomy, n_choose=n_texts, n_judge=n_texts, seed=seed)
+    need = _forecast(model, sae, splits, settings, device, dtype)
+    if dry_run:
+        print(need)
+        return
     handle = load_handle(model, model_id, device=device, dtype=dtype)
     asked = _Asked(
         handle, model or EMBEDDED, load_saes(sae, handle, device=device), splits,
@@ -158,6 +167,21 @@ def _score_and_rank(engine: Engine, asked: _Asked, n_read: int) -> _Scored:
 # texts
 
 
+def _forecast(
+    model: str | None, sae: Sequence[str] | None, splits: Sequence[ConceptSplits], settings: ScoreSettings, device: str,
+    dtype: str,
+) -> str:  # fmt: skip
+    size, saes = sizes_of(model, sae)
+    texts = {text for one in splits for part in one for text in part.texts}
+    # a token has three letters or more in any text that people wrote; a chat template adds a few tokens
+    longest = max(map(len, texts)) // 3 + 32
+    found = score_forecast(
+        size, saes, n_texts=len(texts), longest=min(longest, size.dims.max_positions), batch_size=settings.batch_size,
+        max_bytes=settings.max_bytes, dtype=dtype_named(dtype),
+    )  # fmt: skip
+    return say_forecast(found, device=device, dtype=dtype_named(dtype))
+
+
 def _fact_documents(corpus: str | None, text_field: str, model: str | None, seed: int) -> list[Document]:
     """The corpus' first documents; the organism's own; none for another model without a corpus."""
     if corpus is not None:
@@ -182,14 +206,13 @@ def _facts(
     able = [sae for sae in saes if sae.has_decoder]
     if not texts or not able:
         return []
-    bos = model.tokenizer.bos_token_id
     batches = corpus_batches(
         texts,
         model.tokenizer,
         window=min(FACT_WINDOW, model.dims.max_positions or FACT_WINDOW),
         batch_size=batch_size,
         max_positions=model.dims.max_positions,
-        prepend_bos=bos is not None and model.tokenizer("a")["input_ids"][:1] == [bos],
+        prepend_bos=starts_with_bos(model),
     )
     found = measure_facts(model, able, tqdm(batches, desc="reconstruction", unit="batch", leave=False, disable=None))
     with writing(engine) as session:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple, get_args
+from urllib.parse import parse_qsl
 
 import torch
 import typer
@@ -18,8 +19,11 @@ from safe_sail.model.handle import HookedModel
 from safe_sail.model.load import load_model
 from safe_sail.organism.load import organism_path, organism_sae_paths
 from safe_sail.records import Concept, ModelRef, RunInfo
+from safe_sail.sae.checkpoint import CheckpointForm
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.sae.load import load_sae
+from safe_sail.sae.metadata import slug_of
+from safe_sail.sites import Site
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,9 +31,17 @@ ModelName = Annotated[str | None, typer.Option("--model", help="Model folder or 
 ModelId = Annotated[str | None, typer.Option(help="What SAEs call the model; its own name if absent.")]
 SaeNames = Annotated[
     list[str] | None,
-    typer.Option("--sae", help="SAE folder or registry name; may be given again; else the organism's."),
+    typer.Option("--sae", help="SAE folder, registry name, or FILE?site=..&k=..; may be given again."),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; of the model.")]
+
+
+class SaeSource(NamedTuple):
+    """Where an SAE is, and what a checkpoint file does not say of it."""
+
+    path: str | Path
+    site: Site | None
+    form: CheckpointForm | None
 
 
 def load_handle(name: str | None, model_id: str | None, *, device: str, dtype: str) -> HookedModel:
@@ -38,11 +50,22 @@ def load_handle(name: str | None, model_id: str | None, *, device: str, dtype: s
     Raises:
         BadInput: the dtype is unknown.
     """
-    if dtype not in DTYPES:
-        raise BadInput(f"--dtype: expected one of {', '.join(DTYPES)}; got {dtype!r}.")
+    kind = dtype_named(dtype)
     if name is None:
         name, model_id = str(organism_path("aligned")), model_id or "organism-aligned"
-    return load_model(name, device=device, dtype=DTYPES[dtype], model_id=model_id)
+    # the last part of a hub name: records name models by slugs, and SAEs are compared by it
+    return load_model(name, device=device, dtype=kind, model_id=model_id or slug_of(Path(name).resolve().name))
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The type of an option's word.
+
+    Raises:
+        BadInput: the word is unknown.
+    """
+    if name not in DTYPES:
+        raise BadInput(f"--dtype: expected one of {', '.join(DTYPES)}; got {name!r}.")
+    return DTYPES[name]
 
 
 def load_saes(names: Sequence[str] | None, model: HookedModel, *, device: str) -> list[SAEHandle]:
@@ -56,7 +79,10 @@ def load_saes(names: Sequence[str] | None, model: HookedModel, *, device: str) -
     given = {path: slug for slug, path in organism_sae_paths().items()} if names is None else dict.fromkeys(names)
     saes = []
     for name, slug in tqdm(given.items(), desc="loading SAEs", leave=False, disable=None):
-        sae = load_sae(name, slug=slug, device=device, expect_model_id=model.model_id)
+        source, site, form = sae_source(name)
+        sae = load_sae(
+            source, slug=slug, device=device, expect_model_id=model.model_id, site=site, checkpoint=form
+        )  # fmt: skip
         shape = model.site_shape(sae.site)
         width = shape[-1] if sae.form.head is not None else math.prod(shape)
         if width != sae.d_in:
@@ -84,6 +110,34 @@ def model_ref(model: HookedModel, source: str) -> ModelRef:
         d_vocab=dims.d_vocab,
         source=source,
     )
+
+
+def sae_source(name: str | Path) -> SaeSource:
+    """The parts of an SAE's name: a checkpoint of stacked SAEs stands before `?` and what it does not say behind.
+
+        ckpt_layer17.pt?site=mlp_out.17&activation=topk&k=200&model_index=0&model_id=Qwen2.5-3B-Instruct
+
+    Raises:
+        BadInput: something unknown stands behind the `?`.
+        BadSite: the site is none.
+    """
+    path, mark, query = str(name).partition("?")
+    if not mark:
+        return SaeSource(name, None, None)
+    words = dict(parse_qsl(query, keep_blank_values=True))
+    site, numbers = words.pop("site", None), {}
+    for key in ("k", "model_index"):
+        if key in words and words[key].isdecimal():
+            numbers[key] = int(words.pop(key))
+    activation = words.pop("activation", "topk")
+    model_id = words.pop("model_id", None)
+    if words or not site or activation not in get_args(CheckpointForm.__annotations__["activation"]):
+        raise BadInput(
+            f"--sae: expected FILE?site=mlp_out.17&activation=topk&k=200, with model_index and model_id where needed; "
+            f"got {name}."
+        )
+    form = CheckpointForm(activation=activation, model_id=model_id, **numbers)  # type: ignore[arg-type]
+    return SaeSource(path, Site.parse(site), form)
 
 
 def save_subjects(

@@ -6,6 +6,7 @@ safe-sail train-saes --out saes --model MODEL --corpus OWNER/NAME --site resid_p
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice, product
@@ -20,20 +21,26 @@ from db.engine import make_engine, writing
 from db.migrate import upgrade
 from safe_sail.data.corpus import Document, corpus_batches
 from safe_sail.errors import BadInput
+from safe_sail.features.forecast import training_forecast
 from safe_sail.model.handle import HookedModel
+from safe_sail.model.size import model_size
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.organism.grammar import documents
+from safe_sail.organism.load import organism_path
 from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import SaeFacts
 from safe_sail.sae.facts import measure_facts
 from safe_sail.sae.load import load_sae
 from safe_sail.sae.metadata import slug_of
+from safe_sail.sae.size import SaeSize
 from safe_sail.sae.stream import is_finished, store_trained, train_on_stream
 from safe_sail.settings import SaeRecipe, SaeTrainingSettings
 from safe_sail.sites import Site
 from scripts.corpora import CorpusName, TextField, corpus_facts, fixed, read_corpus, starts_with_bos
+from scripts.forecasts import NeedsOnly, say_forecast
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
-from scripts.subjects import Dtype, ModelId, ModelName, load_handle, save_subjects
+from scripts.settings_file import SettingsFile
+from scripts.subjects import Dtype, ModelId, ModelName, dtype_named, load_handle, save_subjects
 
 DEFAULTS = SaeTrainingSettings()
 RECIPE = SaeRecipe(slug="default", architecture="topk", d_sae=1024)
@@ -67,10 +74,12 @@ def train_saes(
     buffer_rows: Annotated[int, typer.Option(help="Activations of a site that are shuffled.")] = DEFAULTS.buffer_rows,
     held_out: Annotated[int, typer.Option(help="First documents; they measure and never train.")] = DEFAULTS.n_held_out,
     at_once: Annotated[int, typer.Option(min=1, help="SAEs trained in one pass; fewer need less memory.")] = 64,
+    settings_file: SettingsFile = None,
     database: DatabaseUrl = DEFAULT_DATABASE,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    dry_run: NeedsOnly = False,
     as_json: AsJson = False,
 ) -> None:
     """Train SAEs through SAELens' trainers, store them as its folders, and measure them on held-out text."""
@@ -78,6 +87,10 @@ def train_saes(
     handle = load_handle(model, model_id, device=device, dtype=dtype)
     training = {"steps": steps, "batch_rows": batch_rows, "learning_rate": learning_rate}
     recipes = sweep(handle, site, architecture, width, k=k, sparsity=sparsity, training=training)
+    need = _forecast(model, handle, recipes, settings, at_once, device, dtype)
+    if dry_run:
+        print(need)
+        return
     texts = Texts(handle, fixed(corpus), text_field, settings, seed)
     job = {
         "model": handle.model_id, "dtype": dtype, "seed": seed, "settings": asdict(settings), "corpus": texts.facts,
@@ -145,6 +158,25 @@ def sweep(
     if len(set(slugs)) < len(slugs):
         raise BadInput(f"every SAE is named once; got {', '.join(sorted(slugs))}.")
     return found
+
+
+def _forecast(
+    name: str | None,
+    model: HookedModel,
+    recipes: Sequence[tuple[Site, SaeRecipe]],
+    settings: SaeTrainingSettings,
+    at_once: int,
+    device: str,
+    dtype: str,
+) -> str:
+    sized = []
+    for site, recipe in recipes:
+        d_in = math.prod(model.site_shape(site))
+        numbers = 2 * d_in * recipe.d_sae + 2 * recipe.d_sae + d_in
+        sized.append((SaeSize(d_in, recipe.d_sae, numbers, site), recipe))
+    size = model_size(organism_path("aligned") if name is None else name)
+    found = training_forecast(size, sized, settings=settings, dtype=dtype_named(dtype), at_once=at_once)
+    return say_forecast(found, device=device, dtype=dtype_named(dtype))
 
 
 class Texts:

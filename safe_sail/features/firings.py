@@ -14,9 +14,9 @@ from safe_sail.model.tokens import TokenBatch
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.sites import Site
 
-_CPU_ENTRIES: Final = 2**21
+CPU_ENTRIES: Final = 2**21
 """Activations in one product: 8 MB stay in the heap, where 32 MB and more are mapped anew, page by page, each time."""
-_GPU_ENTRIES: Final = 2**28
+GPU_ENTRIES: Final = 2**28
 
 
 def chosen_features(sae: SAEHandle, features: Sequence[int]) -> Int[Tensor, " n"] | None:
@@ -43,7 +43,7 @@ def firings_on(
     if not bool(inputs.isfinite().all()):
         _refuse(sae.site, batch, "the model's activations")
     n_features = sae.d_sae if chosen is None else len(chosen)
-    at_once = max(1, (_CPU_ENTRIES if sae.device.type == "cpu" else _GPU_ENTRIES) // n_features)
+    at_once = max(1, (CPU_ENTRIES if sae.device.type == "cpu" else GPU_ENTRIES) // n_features)
     parts = []
     for first in range(0, len(inputs), at_once):
         encoded = sae.encode(inputs[first : first + at_once], chosen).float()

@@ -68,7 +68,7 @@ def load_model(
     if is_folder:
         source = str(Path(source).expanduser())
         _check_folder(Path(source))
-    config = _config(source)
+    config = read_config(source)
     class_names = getattr(config, "architectures", None) or [f"(none named, model type {config.model_type})"]
     architecture_of(class_names[0], config)
     options: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
@@ -228,7 +228,14 @@ def _read_object(path: Path) -> None:
         raise DamagedWeights(f"{path}: expected a JSON object, got {type(fields).__name__}; fetch it again.")
 
 
-def _config(source: str) -> Any:
+def read_config(source: str) -> Any:
+    """The configuration of a folder or hub name; no code of its repository runs.
+
+    Raises:
+        FileMissing: it is neither a folder here nor reachable as a hub name.
+        DamagedWeights: the configuration does not hold together.
+        UnknownArchitecture: transformers has no model of its type.
+    """
     if Path(source).is_dir():
         _read_object(Path(source) / "config.json")
     try:

@@ -110,6 +110,28 @@ def _weights_of(tensors: dict[str, Tensor], *, with_threshold: bool) -> tuple[Sa
     return weights, tied
 
 
+def stacked_shapes(path: Path) -> dict[str, list[int]]:
+    """Shapes of the tensors of a checkpoint file, model axis first; no weight is read.
+
+    Raises:
+        UnsafeWeights: the file holds something else than tensors, or is in an old format that can run code.
+        DamagedWeights: the file is truncated, or lacks the encoder.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise DamagedWeights(f"`{path}` is not a whole safetensors file ({error}); copy it again.") from error
+    else:
+        shapes = {name: list(tensor.shape) for name, tensor in _read_torch_file(path).items()}
+    shapes = {name: shape for name, shape in shapes.items() if name in _AXES}
+    _require_stack(path, shapes, 0)
+    if _ENCODER not in shapes:
+        raise DamagedWeights(f"`{path}` lacks {_ENCODER}; expected a checkpoint of stacked SAEs.")
+    return shapes
+
+
 def _read_stacked(path: Path, model_index: int) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
