@@ -52,6 +52,7 @@ COMMANDS: dict[str, CommandRow] = {
     "link-features": CommandRow(
         "scripts.link_features", "link", "Features linked with heads, neurons, circuits, directions."
     ),
+    "write-pairs": CommandRow("scripts.write_pairs", "write", "Contrastive pairs by a language model, checked."),
     "train-saes": CommandRow("scripts.train_saes", "train_saes", "Train SAEs over a sweep and measure them."),
     "train-organism": CommandRow("scripts.train_organism", "train_organism", "Rebuild the model organism, checked."),
 }

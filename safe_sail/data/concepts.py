@@ -129,11 +129,9 @@ def read_concepts(source: Path | str, *, taxonomy: Taxonomy = DEFAULT) -> list[C
     """
     by_concept: dict[str, list[LabelledText]] = defaultdict(list)
     places: dict[str, tuple[str, str]] = {}
-    dataset = dataset_name(str(source))
-    path = Path(str(source) if dataset is None else dataset.path)
-    rows = _read_rows(path) if dataset is None else enumerate(dataset_rows(dataset), start=1)
+    path, rows = _rows_of(source)
     for line, row in rows:
-        where = f"`{source}` {'line' if dataset is None else 'row'} {line}"
+        where = f"`{source}` line {line}"
         pair = row.get("pair")
         labelled = LabelledText(
             _text_of(row, "text", where), _label_of(row, where), None if pair in (None, "") else str(pair)
@@ -160,6 +158,47 @@ def read_concepts(source: Path | str, *, taxonomy: Taxonomy = DEFAULT) -> list[C
         raise
     except BadInput as error:
         raise CorpusUnreadable(f"`{source}`: {error}") from error
+
+
+class ConceptText(NamedTuple):
+    """One text that has a concept, and the concept's place."""
+
+    concept: str
+    domain: str
+    category: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        """Names the pair that is made of it: a hash of concept and text."""
+        return hashlib.sha256(f"{self.concept}\0{self.text}".encode()).hexdigest()[:16]
+
+
+def read_concept_texts(source: Path | str, *, taxonomy: Taxonomy = DEFAULT) -> list[ConceptText]:
+    """The texts of a file or data set that have their concept: rows without a label, and rows with a positive one.
+
+    Raises:
+        CorpusUnreadable: the file is missing, malformed, or holds no such text; the message names the line.
+    """
+    found = []
+    path, rows = _rows_of(source)
+    for line, row in rows:
+        where = f"`{source}` line {line}"
+        if row.get("label") in (None, "") or _label_of(row, where):
+            concept = _text_of(row, "concept", where, default=path.stem)
+            domain, category = _place_of(row, concept, where, taxonomy)
+            found.append(ConceptText(concept, domain, category, _text_of(row, "text", where)))
+    if not found:
+        raise CorpusUnreadable(f"`{source}` holds no text of a concept; expected rows with `text` and `concept`.")
+    return found
+
+
+def _rows_of(source: Path | str) -> tuple[Path, Iterator[tuple[int, Mapping[str, Any]]]]:
+    """The path or the data set's name as a path, and (number from 1, row) of every row."""
+    dataset = dataset_name(str(source))
+    if dataset is None:
+        return Path(source), _read_rows(Path(source))
+    return Path(dataset.path), enumerate(dataset_rows(dataset), start=1)
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
