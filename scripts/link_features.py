@@ -2,6 +2,7 @@
 
 safe-sail link-features
 safe-sail link-features --model MODEL --sae FOLDER --concepts pairs.jsonl --direction SLUG --refusal-token sorry
+safe-sail link-features --units circuits.json --graph links.json
 """
 
 from collections.abc import Sequence
@@ -16,17 +17,20 @@ from tqdm import tqdm
 
 from db import store
 from db.engine import make_engine, reading, writing
+from db.interchange.files import read_whole
+from db.interchange.graph_json import graph_of_links, write_graph
 from db.migrate import upgrade
 from safe_sail.directions.refusal_tokens import first_token_probabilities, learn_refusal_tokens
-from safe_sail.errors import BadSettings
+from safe_sail.errors import BadInput, BadSettings, ExportRefused
 from safe_sail.features.score import ConceptSplits
 from safe_sail.links.choose import concepts_to_link
 from safe_sail.links.connect import LinkConcept, LinkTargets, link_features
+from safe_sail.links.units import UnitSet
 from safe_sail.model.handle import HookedModel
 from safe_sail.organism.grammar import prompts
 from safe_sail.organism.load import organism_sae_paths
 from safe_sail.provenance import finish_run, start_run
-from safe_sail.records import Direction, LinkStudy, RunInfo
+from safe_sail.records import Direction, LinkKind, LinkStudy, RunInfo, parse_unit
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import LinkSettings
 from scripts.concept_texts import concept_splits, concepts_of
@@ -37,6 +41,7 @@ from scripts.subjects import Dtype, ModelId, ModelName, load_handle, load_saes, 
 DEFAULTS = LinkSettings()
 ORGANISM_SAE = "organism.resid_post.3.topk4-1024"
 """The organism's SAE with the cleanest concept features, by the demo."""
+MAX_UNITS_BYTES = 64 * 2**20
 N_REFUSAL_PROMPTS = 64
 """Prompts of each class that the organism's refusal tokens are learnt from."""
 
@@ -57,6 +62,12 @@ def link(
     feature: Annotated[list[int] | None, typer.Option(help="Only among these features of the SAE.")] = None,
     direction: Annotated[
         list[str] | None, typer.Option(help="Direction in the database, by slug; else every one of the model.")
+    ] = None,
+    units: Annotated[
+        Path | None, typer.Option(help='Circuits to link whole, as JSON: {"name": ["L3.H5", "L4.N902"]}.')
+    ] = None,
+    graph: Annotated[
+        Path | None, typer.Option(help="File for the links as a graph of circuit-tracer and Neuronpedia.")
     ] = None,
     refusal_token: Annotated[
         list[str] | None, typer.Option(help="Word that refusals begin with; else those of the kept search.")
@@ -82,17 +93,21 @@ def link(
     # the organism gives half of its texts a twin without the concept
     splits = concept_splits(concepts, taxonomy, n_choose=2 * n_pairs, n_judge=2 * n_pairs, seed=seed)
     splits = _only(splits, concept)
+    circuits = _circuits(units)
     handle = load_handle(model, model_id, device=device, dtype=dtype)
     names = [str(organism_sae_paths()[ORGANISM_SAE])] if sae is None and model is None else sae
     saes = load_saes(names, handle, device=device)
+    _require_new(graph, saes)
     engine = make_engine(database)
     upgrade(engine)
     targets = _targets(engine, handle, direction, refusal_token, is_organism=model is None)
+    targets = targets._replace(sets=(*circuits, *_neuron_sets(engine, handle)))
     job = asdict(settings) | {
         "model": handle.model_id,
         "saes": [one.ref.slug for one in saes],
         "concepts": {one.judge.concept: [part.sha256 for part in one] for one in splits},
         "directions": [one.slug for one in targets.directions],
+        "sets": {one.slug: [str(unit) for unit in one.units] for one in targets.sets},
         "as_chat": not plain,
         "dtype": dtype,
     }
@@ -105,6 +120,8 @@ def link(
         with writing(engine) as session:
             store.save_link_study(session, studies[-1], run_id=run.run_id)
     _finish(engine, run)
+    if graph is not None:
+        write_graph(graph_of_links(studies[0], saes[0].site), graph)
     print_links(studies, database=database, as_json=as_json)
 
 
@@ -114,6 +131,33 @@ def _only(splits: list[ConceptSplits], names: Sequence[str] | None) -> list[Conc
     if unknown:
         raise BadSettings(f"--concept: expected some of {', '.join(known)}; got {', '.join(unknown)}.")
     return [one for one in splits if names is None or one.judge.concept in names]
+
+
+def _circuits(path: Path | None) -> list[UnitSet]:
+    """Sets of units by name, as a file gives them."""
+    if path is None:
+        return []
+    found = read_whole(path, MAX_UNITS_BYTES)
+    if not isinstance(found, dict) or not all(isinstance(names, list) and names for names in found.values()):
+        raise BadInput(f'{path}: expected an object of names and lists of units, as {{"name": ["L3.H5", "L4.N902"]}}.')
+    return [
+        UnitSet(name, LinkKind.CIRCUIT, tuple(dict.fromkeys(parse_unit(str(one)) for one in names)))
+        for name, names in found.items()
+    ]
+
+
+def _neuron_sets(engine: Engine, handle: HookedModel) -> list[UnitSet]:
+    """The safety neurons that the database keeps of the model."""
+    with reading(engine) as session:
+        kept = store.list_neuron_searches(session, model_id=handle.model_id)
+    return [UnitSet(one.record.slug, LinkKind.NEURON_SET, one.record.neurons) for one in kept if one.record.neurons]
+
+
+def _require_new(graph: Path | None, saes: Sequence[SAEHandle]) -> None:
+    """Refuses a graph that could not be written, before anything is computed."""
+    if graph is not None and (graph.exists() or len(saes) > 1):
+        reason = "exists already" if graph.exists() else f"would hold the links of {len(saes)} SAEs"
+        raise ExportRefused(f"{graph} {reason}; a graph is a new file of one SAE.")
 
 
 def _targets(

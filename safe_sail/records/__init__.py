@@ -46,6 +46,7 @@ from safe_sail.records.features import (
     JudgeMethod,
     TopContexts,
 )
+from safe_sail.records.graphs import AttributionGraph, GraphEdge, GraphNode, NodeKind
 from safe_sail.records.jobs import Job, JobError, JobEvent, JobProgress, JobState
 from safe_sail.records.ledger import LEDGER_TEXT_LIMIT, LedgerEntry, Stage
 from safe_sail.records.links import FeatureLink, LinkFlow, LinkKind, LinkMeasure, LinkStudy
@@ -68,6 +69,7 @@ from safe_sail.records.units import HeadRef, NeuronRef, UnitRef, parse_unit
 __all__ = [
     "ABLATIONS",
     "LEDGER_TEXT_LIMIT",
+    "AttributionGraph",
     "Circuit",
     "CircuitEvaluation",
     "CircuitMember",
@@ -96,6 +98,8 @@ __all__ = [
     "FeatureId",
     "FeatureLink",
     "FeatureTags",
+    "GraphEdge",
+    "GraphNode",
     "GuardEvaluation",
     "GuardScore",
     "HeadAttribution",
@@ -120,6 +124,7 @@ __all__ = [
     "NeuronRef",
     "NeuronSearch",
     "NeuronTax",
+    "NodeKind",
     "PatchEffect",
     "PublishedScore",
     "RankEffect",

@@ -7,7 +7,8 @@ import pytest
 
 from db import store
 from db.engine import make_engine, reading
-from safe_sail.errors import BadSettings, NotFound
+from db.interchange.graph_json import read_graph
+from safe_sail.errors import BadInput, BadSettings, ExportRefused, NotFound
 from safe_sail.records import FeatureId, LinkKind, LinkStudy
 from scripts.link_features import ORGANISM_SAE, link
 from scripts.link_report import print_links
@@ -16,9 +17,15 @@ from scripts.link_report import print_links
 @pytest.mark.slow
 def test_the_command_links_keeps_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     database = f"sqlite:///{tmp_path / 'x.db'}"
-    link(concept=["weapon"], n_pairs=8, n_features=1, n_heads=2, n_neurons=3, database=database, as_json=True)
+    units, graph = tmp_path / "units.json", tmp_path / "graph.json"
+    units.write_text('{"some": ["L1.H7", "L0.N237", "L5.H0"]}')
+    link(
+        concept=["weapon"], n_pairs=8, n_features=1, n_heads=2, n_neurons=3, units=units, graph=graph,
+        database=database, as_json=True,
+    )  # fmt: skip
     (said,) = json.loads(capsys.readouterr().out)
-    assert said["n_tested"] == len(said["links"]) == 2 + 3 + 1
+    assert said["n_tested"] == len(said["links"]) == 2 + 3 + 1 + 1
+    assert any("some: 2 of 3 units stand before" in note for note in said["notes"])
     assert said["n_pairs"] == {"weapon": 8}
     engine = make_engine(database)
     with reading(engine) as session:
@@ -28,7 +35,12 @@ def test_the_command_links_keeps_and_prints(tmp_path: Path, capsys: pytest.Captu
         strongest = store.links_of_feature(session, feature)[0].link
         assert strongest.kind is LinkKind.NEURON
         assert store.links_of_target(session, LinkKind.NEURON, strongest.target, model_id="organism-aligned")
+        (circuit,) = store.links_of_feature(session, feature, kinds=[LinkKind.CIRCUIT], linked_only=False)
+        assert circuit.link.target == "some"
     engine.dispose()
+    drawn = read_graph(graph)
+    assert len(drawn.edges) == kept.n_linked
+    assert strongest.target in {node.label for node in drawn.nodes}
     # a concept feature is written by few neurons, by both measures; chance links nothing
     assert kept.n_linked > 0
     assert strongest.is_direct
@@ -49,3 +61,8 @@ def test_what_is_not_there_is_named(tmp_path: Path):
         link(concept=["nothing"], database=database)
     with pytest.raises(NotFound, match="no direction is called `away`"):
         link(concept=["weapon"], n_pairs=2, direction=["away"], database=database)
+    (tmp_path / "units.json").write_text('["L1.H7"]')
+    with pytest.raises(BadInput, match="expected an object of names and lists of units"):
+        link(units=tmp_path / "units.json", database=database)
+    with pytest.raises(ExportRefused, match="exists already"):
+        link(graph=tmp_path / "units.json", n_pairs=2, database=database)
