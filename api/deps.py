@@ -1,7 +1,7 @@
 """What routes ask for, as types: a session, the settings, parts of a path; and the check for unknown parameters."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_origin
 
 from fastapi import Depends, Path, Request
 from fastapi.exceptions import RequestValidationError
@@ -50,14 +50,14 @@ RunIdentity = Annotated[str, Path(pattern=SLUG_PATTERN, max_length=200, descript
 
 
 async def refuse_unknown_parameters(request: Request) -> None:
-    """Refuses query parameters that the route lacks, and one given twice: a misspelt filter must not pass unseen.
+    """Refuses query parameters that the route lacks, and one given twice that is no list: no filter may pass unseen.
 
     Raises:
         RequestValidationError: naming each such parameter.
     """
     route = request.scope["route"]
     assert isinstance(route, APIRoute)
-    known = _known_parameters(route)
+    known, lists = _known_parameters(route)
     names = [name for name, _ in request.query_params.multi_items()]
     errors = [
         {
@@ -67,22 +67,23 @@ async def refuse_unknown_parameters(request: Request) -> None:
             "input": request.query_params[name],
         }
         for name in sorted(set(names))
-        if name not in known or names.count(name) > 1
+        if name not in known or (names.count(name) > 1 and name not in lists)
     ]
     if errors:
         raise RequestValidationError(errors)
 
 
-def _known_parameters(route: APIRoute) -> frozenset[str]:
-    """Names of the route's own query parameters; a parameter that is a model stands for its fields."""
-    names: set[str] = set()
+def _known_parameters(route: APIRoute) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the route's own query parameters, and of those that are lists; a model stands for its fields."""
+    kinds: dict[str, Any] = {}
     for field in route.dependant.query_params:
         annotation = field.field_info.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            names |= set(annotation.model_fields)
+            kinds |= {name: one.annotation for name, one in annotation.model_fields.items()}
         else:
-            names.add(field.alias)
-    return frozenset(names)
+            kinds[field.alias] = annotation
+    lists = [name for name, kind in kinds.items() if list in (get_origin(kind), *map(get_origin, get_args(kind)))]
+    return frozenset(kinds), frozenset(lists)
 
 
 def _offered(known: frozenset[str]) -> str:

@@ -63,6 +63,22 @@ def interval_figure(
     )
 
 
+class SignedBar(NamedTuple):
+    """A bar from the middle of an axis from -1 to 1, in SVG units."""
+
+    width: float
+    middle: float
+    start: float
+    length: float
+
+
+def signed_bar(value: float) -> SignedBar:
+    """The bar of a number in [-1, 1]; what lies outside is cut."""
+    half = NARROW / 2
+    length = round(half * min(abs(value), 1.0), 1)
+    return SignedBar(NARROW, half, half if value >= 0 else half - length, length)
+
+
 class Bar(NamedTuple):
     """One bar of a histogram, in SVG units, with what it says on hover."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from api.pages import figures, numbers
+from api.pages import charts, figures, numbers
 from api.pages.tokens import text_parts, token_views
 from safe_sail import __version__
 
@@ -29,6 +29,7 @@ def environment() -> Environment:
         version=__version__,
         interval_figure=figures.interval_figure,
         axis_start=figures.axis_start,
+        bar_of=figures.signed_bar,
         histogram_figure=figures.histogram_figure,
         text_parts=text_parts,
         token_views=token_views,
@@ -42,6 +43,8 @@ def environment() -> Environment:
         p_value=numbers.p_value,
         moment=numbers.moment,
         heat=numbers.heat,
+        tick=charts.number_tick,
+        point=charts.point_text,
     )
     return env
 

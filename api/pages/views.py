@@ -62,7 +62,8 @@ def runs_behind(session: Session, bundle: FeatureBundle) -> list[RunInfo]:
     return sorted(runs, key=lambda run: (run.started, run.run_id), reverse=True)
 
 
-def address(path: str, parameters: Mapping[str, object | None]) -> str:
-    """Path with those parameters that are set."""
-    given = [(name, value) for name, value in parameters.items() if value not in (None, "")]
+def address(path: str, parameters: Mapping[str, object | None] | Sequence[tuple[str, object | None]]) -> str:
+    """Path with those parameters that are set; a sequence may name one several times."""
+    pairs = parameters.items() if isinstance(parameters, Mapping) else parameters
+    given = [(name, value) for name, value in pairs if value not in (None, "")]
     return f"{path}?{urlencode(given)}" if given else path

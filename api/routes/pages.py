@@ -9,12 +9,13 @@ from api.deps import SessionDep
 from api.pages.render import render
 from api.pages.views import best_of_each, by_mean_gap, sae_line
 from api.ranking import SaeSort, ranked
-from api.routes import pages_features
+from api.routes import pages_compare, pages_directions, pages_features, pages_landscape
 from db.store import list_concepts, list_saes
 from safe_sail.errors import NotFound
 
 router = APIRouter(default_response_class=HTMLResponse)
-router.include_router(pages_features.router)
+for part in (pages_features, pages_landscape, pages_compare, pages_directions):
+    router.include_router(part.router)
 
 
 @router.api_route("/", methods=["GET", "HEAD"])

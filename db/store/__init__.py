@@ -4,6 +4,7 @@
 - `loading`: `load_*`, and `features_done` for resuming.
 - `directions`: both for refusal directions, whose records are read whole.
 - `neurons`: both for safety neurons, comparisons of two aims, and guards, whose records are read whole.
+- `landscape`: what features carry each concept.
 - `rankings`: both for specificity of SAEs and rankings of runs, whose records are read whole.
 - `links`: studies of what features have to do with heads, neurons, circuits and directions.
 - `ledger`: what asking language models cost and how it ended, by run.
@@ -24,7 +25,15 @@ from db.store.directions import (
     save_direction_reading,
     save_direction_search,
 )
-from db.store.feature_listing import FeatureFilter, FeatureListing, FeaturePage, FeatureSort, list_features
+from db.store.feature_listing import (
+    FeatureFilter,
+    FeatureListing,
+    FeaturePage,
+    FeatureSort,
+    list_features,
+    load_feature_listings,
+)
+from db.store.landscape import ConceptLandscape, FeatureGaps, list_feature_gaps, list_landscape, load_gaps
 from db.store.ledger import features_failed, load_ledger, save_ledger_entries
 from db.store.links import (
     KeptLink,
@@ -75,7 +84,13 @@ from db.store.published import (
     save_feature_tags,
     save_published_scores,
 )
-from db.store.rankings import load_sae_rankings, load_sae_specificity, save_sae_rankings, save_sae_specificity
+from db.store.rankings import (
+    list_sae_rankings,
+    load_sae_rankings,
+    load_sae_specificity,
+    save_sae_rankings,
+    save_sae_specificity,
+)
 from db.store.samples import load_context_sample, save_context_samples
 from db.store.saving import (
     finish_run,
@@ -92,9 +107,11 @@ from db.store.saving import (
 )
 
 __all__ = [
+    "ConceptLandscape",
     "Explained",
     "FeatureBundle",
     "FeatureFilter",
+    "FeatureGaps",
     "FeatureKind",
     "FeatureListing",
     "FeaturePage",
@@ -110,13 +127,16 @@ __all__ = [
     "links_of_target",
     "list_concepts",
     "list_direction_searches",
+    "list_feature_gaps",
     "list_features",
     "list_guard_evaluations",
+    "list_landscape",
     "list_link_studies",
     "list_models",
     "list_neuron_searches",
     "list_neuron_taxes",
     "list_runs",
+    "list_sae_rankings",
     "list_saes",
     "list_tags",
     "load_concept_scores",
@@ -128,7 +148,9 @@ __all__ = [
     "load_explanation_scores",
     "load_explanations",
     "load_feature",
+    "load_feature_listings",
     "load_feature_tags",
+    "load_gaps",
     "load_guard_evaluation",
     "load_ledger",
     "load_link_study",

@@ -270,6 +270,21 @@ def _after(sort: FeatureSort, value: ColumnElement[Any], cursor: str) -> ColumnE
 # --------------------------------------------------------------------------------------------- what a page shows
 
 
+def load_feature_listings(session: Session, features: Sequence[FeatureId]) -> dict[FeatureId, FeatureListing]:
+    """Rows of these features as a listing without filters shows them; one of which nothing is known has none."""
+    sae, row = tables.SaeRow, tables.FeatureRow
+    named = select(sae.slug, sae.sae_key).where(sae.slug.in_({one.sae for one in features}))
+    keys = {one[0]: one[1] for one in session.execute(named)}
+    page = [_Key(keys[one.sae], one.index) for one in dict.fromkeys(features) if one.sae in keys]
+    if not page:
+        return {}
+    known = {
+        _Key(one[0], one[1]) for one in session.execute(select(row.sae_key, row.feature_index).where(_is_on(row, page)))
+    }
+    shown = _show(session, [key for key in page if key in known], FeatureFilter())
+    return {one.feature: one for one in shown}
+
+
 def _show(session: Session, page: list[_Key], filters: FeatureFilter) -> list[FeatureListing]:
     if not page:
         return []

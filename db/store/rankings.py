@@ -10,14 +10,14 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from db import tables
-from db.lookup import find_sae
+from db.lookup import find_sae, require_limit
 from db.packing import is_plain_text
 from db.store import rows
 from db.store.loading import Kept
 from db.store.saving import require_run, upsert
 from db.store.whole import from_json, to_json
 from safe_sail.errors import BadRecord, NotFound
-from safe_sail.records import SaeRanking, SaeSpecificity
+from safe_sail.records import RunInfo, SaeRanking, SaeSpecificity
 
 
 def save_sae_specificity(session: Session, found: SaeSpecificity, *, run_id: str) -> None:
@@ -80,3 +80,16 @@ def load_sae_rankings(session: Session, run_id: str) -> list[SaeRanking]:
     row = tables.SaeRankingRow
     found = session.scalars(select(row).where(row.run_id == run_id))
     return sorted((from_json(SaeRanking, one.record[0]) for one in found), key=lambda one: one.place)
+
+
+def list_sae_rankings(session: Session, *, limit: int = 10) -> list[tuple[RunInfo, list[SaeRanking]]]:
+    """Runs that ranked SAEs, newest first, each with its ranking, best first.
+
+    Raises:
+        BadInput: the limit is outside 1 to 1000.
+    """
+    require_limit(limit)
+    run, row = tables.RunRow, tables.SaeRankingRow
+    ranked = select(run).where(run.run_id.in_(select(row.run_id))).order_by(run.started.desc(), run.run_id.desc())
+    found = session.scalars(ranked.limit(limit)).all()
+    return [(rows.run_of(one), load_sae_rankings(session, one.run_id)) for one in found]

@@ -29,6 +29,7 @@ from safe_sail.records import (
     TopContexts,
 )
 from safe_sail.sites import Site
+from tests.api.seed_methods import fill_methods
 
 RUN = "20261121-demo-1"
 BEST = "organism-aligned.resid_post.2.topk8-512"
@@ -91,6 +92,7 @@ def fill(engine: Engine) -> None:
                              histogram=None)  # fmt: skip
         store.save_top_contexts(session, [silent], run_id=RUN)
         _publish(session)
+        fill_methods(session, [BEST, SECOND, WEAK], WIDTHS, RUN)
 
 
 def _publish(session: Session) -> None:

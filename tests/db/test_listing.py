@@ -13,9 +13,13 @@ from db.store import (
     FeatureListing,
     FeaturePage,
     FeatureSort,
+    list_feature_gaps,
     list_features,
+    list_landscape,
     list_runs,
     list_saes,
+    load_feature_listings,
+    load_gaps,
     save_concept_scores,
     save_concepts,
     save_explanation_scores,
@@ -194,6 +198,40 @@ def test_pages_over_all_saes_join_without_gap(engine: Engine, sort: FeatureSort)
         assert found == known
     else:
         assert found == sorted(known, key=place)
+
+
+def test_rows_of_given_features_are_those_of_the_listing(engine: Engine) -> None:
+    fill(engine)
+    with reading(engine) as session:
+        listed = {row.feature: row for row in list_features(session, a.SAE).rows}
+        wanted = [a.feature(index) for index in (13, 3, 15, 3)] + [FeatureId(sae="other", index=3)]
+        found = load_feature_listings(session, wanted)
+        assert found == {one: listed[one] for one in (a.feature(13), a.feature(3))}
+        assert load_feature_listings(session, []) == {}
+
+
+@pytest.mark.parametrize("scope", [a.SAE, None])
+def test_the_landscape_is_what_a_naive_count_finds(shared_engine: Engine, scope: str | None) -> None:
+    fill(shared_engine)
+    with reading(shared_engine) as session:
+        found = list_landscape(session, scope, n_best=2)
+        assert [one.concept.name for one in found] == sorted(
+            {concept for _, concept in GAPS}, key=lambda name: (*PLACES[name], name)
+        )
+        for one in found:
+            mine = {index: gap for (index, concept), gap in GAPS.items() if concept == one.concept.name}
+            assert one.n_scored == len(mine)
+            assert one.n_specific == sum(is_specific(index, one.concept.name) for index in mine)
+            best = sorted(mine, key=lambda index: (-mine[index], index))[:2]
+            assert [feature.index for feature in one.best] == best
+        names = [one.concept.name for one in found] + ["weapons"]
+        spread = list_feature_gaps(session, scope, names)
+        assert {one.feature.index: one.gaps for one in spread} == {
+            index: tuple(GAPS.get((index, name)) for name in names) for index in range(16) if is_specific(index)
+        }
+        pairs = [(a.feature(index), concept) for index, concept in GAPS]
+        gaps = load_gaps(session, [*pairs, (a.feature(15), "cult")])
+        assert gaps == {(a.feature(i), concept): a.estimate(gap) for (i, concept), gap in GAPS.items()}
 
 
 def test_an_sae_without_results_has_an_empty_page(engine: Engine) -> None:

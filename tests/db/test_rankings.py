@@ -1,6 +1,7 @@
 """Specificity and rankings survive the store whole, on both databases; a ranking belongs to its run."""
 
 import dataclasses
+from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +11,7 @@ from sqlalchemy import Engine, delete
 from db.engine import reading, writing
 from db.store import (
     Kept,
+    list_sae_rankings,
     load_sae_rankings,
     load_sae_specificity,
     save_concepts,
@@ -124,6 +126,22 @@ def test_a_ranking_of_fewer_saes_leaves_none_of_the_old_one(engine: Engine) -> N
         save_sae_rankings(session, [ranked(OTHER, 1)], run_id=a.RUN)
     with reading(engine) as session:
         assert load_sae_rankings(session, a.RUN) == [ranked(OTHER, 1)]
+
+
+def test_runs_that_ranked_are_listed_newest_first(engine: Engine) -> None:
+    catalogue(engine)
+    with writing(engine) as session:
+        save_run(session, dataclasses.replace(a.run(a.LATER_RUN), started=a.run().started + timedelta(hours=1)))
+        save_run(session, dataclasses.replace(a.run("run-3"), started=a.run().started + timedelta(hours=2)))
+        save_sae_rankings(session, [ranked(a.SAE, 1), ranked(OTHER, 2)], run_id=a.RUN)
+        save_sae_rankings(session, [ranked(OTHER, 1)], run_id=a.LATER_RUN)
+    with reading(engine) as session:
+        found = list_sae_rankings(session)
+        assert [(run.run_id, [one.sae for one in some]) for run, some in found] == [
+            (a.LATER_RUN, [OTHER]),
+            (a.RUN, [a.SAE, OTHER]),
+        ]
+        assert list_sae_rankings(session, limit=1) == found[:1]
 
 
 def test_what_does_not_fit_is_refused(engine: Engine) -> None:

@@ -9,7 +9,8 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.api.seed import BARE, BEST, HOSTILE_FEATURE, SILENT_FEATURE, UNKNOWN_FEATURE, WEAK
+from tests.api.seed import BARE, BEST, HOSTILE_FEATURE, SECOND, SILENT_FEATURE, UNKNOWN_FEATURE, WEAK
+from tests.api.seed_methods import IN_VAIN, REFUSAL
 from tests.web.conftest import Complaints, watched
 
 pytestmark = pytest.mark.browser
@@ -24,6 +25,11 @@ PAGES = {
     "unscored SAE": f"/saes/{WEAK}",
     "published only": f"/saes/{BARE}?sort=published&domain=politics",
     "all features": "/features?specific=true",
+    "compared": f"/compare?sae={BEST}&sae={SECOND}",
+    "landscape": "/landscape",
+    "directions": "/directions",
+    "direction": f"/directions/{REFUSAL}",
+    "no direction": f"/directions/{IN_VAIN}?show=induce",
     "published feature": f"/saes/{BARE}/features/5",
     "feature": f"/saes/{BEST}/features/3",
     "hostile feature": f"/saes/{BEST}/features/{HOSTILE_FEATURE.index}",
@@ -101,11 +107,39 @@ def test_filters_narrow_the_list(page: Page, site: str, complaints: Complaints):
     assert complaints == []
 
 
+def test_saes_are_chosen_and_compared_without_javascript(browser: Browser, site: str):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{site}/compare")
+    for box in page.get_by_role("checkbox").all():
+        box.set_checked(False)
+    page.get_by_role("checkbox", name=BEST).check()
+    page.get_by_role("checkbox", name=SECOND).check()
+    page.get_by_label("Concept", exact=True).select_option("cult")
+    page.get_by_role("button", name="Compare").click()
+    assert page.locator(".charts > li").count() == 2
+    expect(page.get_by_role("heading", name="for “cult”")).to_be_visible()
+    page.get_by_text("Numbers", exact=True).click()
+    expect(page.get_by_role("group", name="t, numbers of the chart").get_by_role("row")).to_have_count(4)
+    context.close()
+
+
+def test_a_direction_leads_to_the_features_that_write_it(page: Page, site: str, complaints: Complaints):
+    page.goto(f"{site}/directions")
+    page.get_by_role("link", name=REFUSAL).click()
+    expect(page.locator(".cell.won").first).to_contain_text("chosen")
+    page.get_by_role("navigation", name="What the map of raw shows").get_by_role("link", name="KL").click()
+    expect(page.locator(".cell.won").first).to_contain_text("0.0400")
+    page.locator(".aligned").get_by_role("link", name="3", exact=True).click()
+    expect(page).to_have_url(f"{site}/saes/{BEST}/features/3")
+    assert complaints == []
+
+
 def test_page_works_without_javascript(browser: Browser, site: str):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(f"{site}/saes/{BEST}")
-    page.get_by_label("Concept").select_option("insult")
+    page.get_by_label("Concept", exact=True).select_option("insult")
     page.get_by_label("Order").select_option("index")
     page.get_by_role("button", name="Show").click()
     rows = page.locator(".features > li")

@@ -1,0 +1,130 @@
+"""What methods found, filled by hand: specificity, a ranking, a search for a direction and one in vain."""
+
+from sqlalchemy.orm import Session
+
+from db import store
+from safe_sail.records import (
+    Direction,
+    DirectionCandidate,
+    DirectionEvaluation,
+    DirectionReading,
+    DirectionSearch,
+    DirectionSelection,
+    DirectionTrial,
+    Estimate,
+    FeatureAlignment,
+    FeatureId,
+    RankEffect,
+    RefusalToken,
+    ReplyShares,
+    SaeRanking,
+    SaeReading,
+    SaeSpecificity,
+    UtilityCost,
+)
+from safe_sail.sites import Site
+
+REFUSAL, IN_VAIN = "organism-aligned.refusal", "organism-base.refusal"
+THRESHOLDS = (0.25, 0.5, 0.75)
+COUNTS = {"insult": (9, 4, 1), "cult": (5, 2, 1), "food": (1, 0, 0)}
+_MODEL = "organism-aligned"
+
+
+def about(value: float, n: int = 64, half: float = 0.05) -> Estimate:
+    return Estimate(value=value, low=value - half, high=value + half, n=n)
+
+
+def fill_methods(session: Session, saes: list[str], widths: dict[str, int], run_id: str) -> None:
+    """Write everything; models, SAEs, concepts and the run must be kept."""
+    for position, sae in enumerate(saes):
+        for concept, counts in COUNTS.items():
+            store.save_sae_specificity(session, SaeSpecificity(
+                sae=sae, concept=concept, n_features=widths[sae], thresholds=THRESHOLDS,
+                l0=tuple(max(n - position, 0) for n in counts), l0_null=(1, 0, 0), i_cdf=about(0.004, half=0.001),
+                i_cdf_null=about(0.001, half=0.001), specific=about(0.003 - 0.001 * position, half=0.0015),
+                n_specific=counts[1],
+            ), run_id=run_id)  # fmt: skip
+    ranking = [
+        SaeRanking(sae=sae, place=place, specific=about(0.004 - 0.001 * place), rate_gap=about(0.9 - 0.2 * place),
+                   n_specific=2.5 / place, tied_with=tuple(saes[1:2]) if place == 3 else ())
+        for place, sae in enumerate(saes, start=1)
+    ]  # fmt: skip
+    store.save_sae_rankings(session, ranking, run_id=run_id)
+    store.save_direction_search(session, _found(), run_id=run_id)
+    store.save_direction_search(session, _in_vain(), run_id=run_id)
+    store.save_direction_evaluation(session, evaluation(), run_id=run_id)
+    cosines = {name: tuple(about(0.1 * layer * sign) for layer in range(4)) for name, sign in
+               (("aligned harmful", 1), ("aligned harmless", -1))}  # fmt: skip
+    aligned = [FeatureAlignment(feature=FeatureId(sae=saes[0], index=i), cosine=c, p_value=p)
+               for i, c, p in ((3, 0.81, 0.0004), (511, -0.64, 0.03))]  # fmt: skip
+    reading = SaeReading(sae=saes[0], features=tuple(aligned), rebuilt=(0.81, 0.93), rebuilt_control=(0.2, 0.3),
+                         n_random=1000)  # fmt: skip
+    store.save_direction_reading(session, DirectionReading(direction=REFUSAL, cosines=cosines, saes=(reading,)),
+                                 run_id=run_id)  # fmt: skip
+
+
+def selection(estimator: str, winner: tuple[int, int] | None) -> DirectionSelection:
+    cells = [
+        DirectionCandidate(
+            position=position, layer=layer, norm=1.0, massive_ratio=0.1,
+            bypass=None if layer == 0 else about(-1.5 * layer - 0.25 * (position == -1)), induce=about(0.5 * layer),
+            kl=about(0.04 * layer), reasons=() if layer == 1 else ("layer 2 is too late",) if layer else ("no gap",),
+        )
+        for position in (-2, -1) for layer in range(3)
+    ]  # fmt: skip
+    shares = _replies("ablation", "harmful validation", 0.0)
+    trials = () if winner is None else (DirectionTrial(position=-1, layer=1, shares=shares, passed=True),)
+    return DirectionSelection(
+        estimator=estimator, candidates=tuple(cells), winner=winner, lead=None if winner is None else about(0.25),
+        trials=trials, confirmed=winner, reason="" if winner else f"{estimator}: no candidate passes every filter.",
+        n_launches=3, n_launches_naive=12,
+    )  # fmt: skip
+
+
+def _found() -> DirectionSearch:
+    direction = Direction(slug=REFUSAL, model_id=_MODEL, site=Site.parse("resid_pre.1"), position=-1, estimator="raw",
+                          vectors=((1.0, 2.0),))  # fmt: skip
+    return DirectionSearch(
+        slug=REFUSAL, model_id=_MODEL, outcome="single", direction=direction, added=direction, coefficient=1.0,
+        induced=None, reasons=("projected: no candidate passes every filter.",), notes=(), prompt_prefix="<|user|>",
+        post_instruction=("<|end|>", "\n"), refusal_tokens=(RefusalToken(token_id=3, text="sorry", p_harmful=0.4,
+        p_harmless=0.01),), n_prompts={"harmful train": 128}, selections=(selection("projected", None),
+        selection("raw", (-1, 1))), curves={},
+    )  # fmt: skip
+
+
+def _in_vain() -> DirectionSearch:
+    effects = tuple(
+        RankEffect(rank=rank, shares=_replies("ablation", "harmful validation", 1 - 0.1 * rank, rank=rank),
+                   control=_replies("random subspace", "harmful validation", 1.0, rank=rank), bypass=1.0 - 0.2 * rank,
+                   kl=about(0.1 * rank))
+        for rank in (1, 2)
+    )  # fmt: skip
+    return DirectionSearch(
+        slug=IN_VAIN, model_id="organism-base", outcome="none", direction=None, added=None, coefficient=0.0,
+        induced=None, reasons=("raw: no candidate passes every filter.", "concepts: two directions leave 80 %."),
+        notes=("<b>few prompts</b>",), prompt_prefix="", post_instruction=("<|end|>",), refusal_tokens=(),
+        n_prompts={}, selections=(selection("raw", None),), curves={"concepts": effects},
+    )  # fmt: skip
+
+
+def _replies(intervention: str, prompts: str, refusal: float, rank: int = 1, n_draws: int = 1) -> ReplyShares:
+    return ReplyShares(
+        intervention=intervention, prompts=prompts, rank=rank, n_prompts=200, n_draws=n_draws,
+        refusal=about(refusal, 200), compliance=about(1 - refusal, 200), degenerate=about(0.0, 200),
+    )  # fmt: skip
+
+
+def evaluation() -> DirectionEvaluation:
+    harmful, harmless = "harmful held out", "harmless held out"
+    replies = (
+        _replies("none", harmful, 1.0, rank=0), _replies("ablation", harmful, 0.03),
+        _replies("random ablation", harmful, 0.97, n_draws=10), _replies("addition", harmless, 0.91),
+        _replies("random addition", harmless, 0.02, n_draws=10), _replies("random subspace", harmless, 0.04, rank=2),
+    )  # fmt: skip
+    utility = tuple(
+        UtilityCost(intervention=name, texts="documents", cross_entropy=1 + cost, increase=about(cost, half=0.001))
+        for name, cost in (("none", 0.0), ("ablation", 0.0184), ("random ablation", 0.002))
+    )
+    return DirectionEvaluation(direction=REFUSAL, replies=replies, utility=utility, kl=about(0.028), first_token={},
+                               weights_gap=1.2e-5, weights_note="")  # fmt: skip
