@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import FeatureIndex, SaeSlug, SessionDep, SettingsDep, ShortText
 from api.pages.figures import axis_start
+from api.pages.linking import link_lines
 from api.pages.render import render
 from api.pages.views import address, runs_behind, sae_line
 from api.ranking import find_listing
@@ -16,17 +17,20 @@ from api.routes.features import FeatureQuery
 from api.settings import ServiceSettings
 from db.store import (
     FeatureSort,
+    links_of_feature,
     list_concepts,
+    list_direction_searches,
     list_features,
     list_saes,
     list_tags,
     load_feature,
     load_published_of,
 )
-from safe_sail.records import FeatureId, SaeRef
+from safe_sail.records import FeatureId, LinkKind, SaeRef
 
 router = APIRouter(default_response_class=HTMLResponse)
 
+SHOWN_LINKS = 40
 _PLAIN = {"q", "concept", "has_explanation", "sort", "cursor"}
 """Fields of the form that are always in sight; the others are folded away until one is set."""
 
@@ -109,4 +113,17 @@ def feature(session: SessionDep, sae: SaeSlug, index: FeatureIndex) -> str:
     one = FeatureId(sae=sae, index=index)
     bundle = load_feature(session, one)
     scores, tags = load_published_of(session, [one])[one]
-    return render("feature.html", bundle=bundle, scores=scores, tags=tags, runs=runs_behind(session, bundle))
+    links = links_of_feature(session, one, limit=SHOWN_LINKS)
+    pages: dict[tuple[LinkKind, str], str] = {}
+    for kept in list_direction_searches(session, limit=1000) if links else ():
+        found = kept.record
+        ends = [end.slug for end in (found.direction, found.added) if end is not None]
+        pages |= {(LinkKind.DIRECTION, slug): f"/directions/{found.slug}" for slug in ends}
+    return render(
+        "feature.html",
+        bundle=bundle,
+        scores=scores,
+        tags=tags,
+        links=link_lines(links, pages),
+        runs=runs_behind(session, bundle),
+    )
