@@ -1,8 +1,8 @@
 """Statements that are compiled once and run as text: for reads that a service answers a thousand times a second.
 
-SQLAlchemy spends more on building a statement, its cache key and its result than SQLite on answering it. A `Prepared` is
-an ordinary `select` with named `bindparam`s; what it gives are named tuples of the columns, as the column types make
-them. No list of values can be bound.
+SQLAlchemy spends more on building a statement, its cache key and its result than SQLite on answering it. A `Prepared`
+is an ordinary `select` with named `bindparam`s; what it gives are named tuples of the columns, as the column types
+make them. No list of values can be bound.
 """
 
 from collections import namedtuple
@@ -41,13 +41,15 @@ class Prepared:
     def _plan(self, dialect: Dialect) -> _Plan:
         compiled = self._statement.compile(dialect=dialect)
         columns = list(self._statement.selected_columns)
-        processors = ((i, column.type.result_processor(dialect, None)) for i, column in enumerate(columns))
+        processors = (
+            (i, column.type.dialect_impl(dialect).result_processor(dialect, None)) for i, column in enumerate(columns)
+        )
         order = getattr(compiled, "positiontup", None)
         plan = _Plan(
             sql=str(compiled),
             names=None if order is None else tuple(order),
             processors=tuple((i, process) for i, process in processors if process is not None),
-            make=namedtuple("Row", [column.key for column in columns])._make,  # noqa: PYI024
+            make=getattr(namedtuple("Row", [str(column.key) for column in columns]), "_make"),  # noqa: B009 - mypy sees none
         )
         self._plans[dialect.name] = plan
         return plan

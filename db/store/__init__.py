@@ -25,14 +25,8 @@ from db.store.directions import (
     save_direction_reading,
     save_direction_search,
 )
-from db.store.feature_listing import (
-    FeatureFilter,
-    FeatureListing,
-    FeaturePage,
-    FeatureSort,
-    list_features,
-    load_feature_listings,
-)
+from db.store.feature_filter import FeatureFilter, FeatureSort
+from db.store.feature_listing import FeatureListing, FeaturePage, list_features, load_feature_listings
 from db.store.landscape import ConceptLandscape, FeatureGaps, list_feature_gaps, list_landscape, load_gaps
 from db.store.ledger import features_failed, load_ledger, save_ledger_entries
 from db.store.links import (

@@ -6,10 +6,8 @@
 A cursor holds the last row's sort value and key, so a page costs the same at any depth.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select, tuple_
@@ -19,60 +17,10 @@ from db import tables
 from db.lookup import find_sae, require_concept, require_limit, require_place
 from db.search import matches
 from db.store.cursors import read_cursor, write_cursor
-from safe_sail.errors import BadInput
+from db.store.feature_filter import SPECIFIC_GAP, SPECIFIC_Q, FeatureFilter, FeatureSort
 from safe_sail.records import Estimate, FeatureId
 
-SPECIFIC_GAP, SPECIFIC_Q = 0.5, 0.05
-"""A feature is specific to a concept above this rate gap and below this q-value, as `SaeScore.n_specific` counts."""
-
-
-class FeatureSort(StrEnum):
-    """Order of a listing; ties always by SAE and ascending index."""
-
-    INDEX = "index"
-    """Ascending index."""
-    DENSITY = "density"
-    """Descending density; features without contexts last."""
-    SCORE = "score"
-    """Descending rate gap for the filter's concept, or for each feature's best one in scope; unscored features last."""
-    EXPLANATION = "explanation"
-    """Descending score of the best judged explanation; unjudged features last."""
-    PUBLISHED = "published"
-    """Descending score that others published; features without one last."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FeatureFilter:
-    """Which features a listing shows; every field that is set must hold."""
-
-    concept: str | None = None
-    """Features with a score for this concept; `specific` and the two bounds below then speak of it."""
-    category: str | None = None
-    """The same for any concept of this category."""
-    domain: str | None = None
-    """The same for any concept of this domain."""
-    specific: bool | None = None
-    """True: specific to such a concept; False: to none."""
-    min_rate_gap: float | None = None
-    min_auroc: float | None = None
-    explained: bool | None = None
-    """True: with an explanation; False: without."""
-    min_explanation_score: float | None = None
-    """A judge gave an explanation of the feature at least this score."""
-    collected: bool | None = None
-    """True: with contexts; False: without."""
-    min_density: float | None = None
-    max_density: float | None = None
-    tag: str | None = None
-    """A source gives the feature this tag."""
-    text: str | None = None
-    """Words that an explanation of the feature holds, as in `db.search`."""
-
-    def __post_init__(self) -> None:
-        for name in ("min_rate_gap", "min_auroc", "min_explanation_score", "min_density", "max_density"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):  # the databases disagree on how NaN compares
-                raise BadInput(f"the filter `{name}` must be a finite number; got {value}.")
+EVERYTHING = FeatureFilter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +72,7 @@ def list_features(
     session: Session,
     sae: str | None,
     *,
-    filters: FeatureFilter = FeatureFilter(),
+    filters: FeatureFilter = EVERYTHING,
     sort: FeatureSort = FeatureSort.INDEX,
     cursor: str | None = None,
     limit: int = 50,
@@ -234,9 +182,8 @@ def _sorted_keys(sort: FeatureSort, filters: FeatureFilter, sae_key: int | None)
         return value, select(row.sae_key, row.feature_index, value)
     table = _best_values(sort, filters, sae_key).subquery("best")
     value = func.coalesce(table.c.value, _UNKNOWN)
-    query = select(row.sae_key, row.feature_index, value).select_from(row)
     same = and_(table.c.sae_key == row.sae_key, table.c.feature_index == row.feature_index)
-    return value, query.outerjoin(table, same)
+    return value, select(row.sae_key, row.feature_index, value).select_from(row).outerjoin(table, same)
 
 
 def _best_values(sort: FeatureSort, filters: FeatureFilter, sae_key: int | None) -> Any:
@@ -281,7 +228,7 @@ def load_feature_listings(session: Session, features: Sequence[FeatureId]) -> di
     known = {
         _Key(one[0], one[1]) for one in session.execute(select(row.sae_key, row.feature_index).where(_is_on(row, page)))
     }
-    shown = _show(session, [key for key in page if key in known], FeatureFilter())
+    shown = _show(session, [key for key in page if key in known], EVERYTHING)
     return {one.feature: one for one in shown}
 
 

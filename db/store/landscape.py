@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from db import tables
 from db.lookup import find_sae
-from db.store.feature_listing import SPECIFIC_GAP, SPECIFIC_Q
+from db.store.feature_filter import SPECIFIC_GAP, SPECIFIC_Q
 from db.store.loading import list_concepts
 from safe_sail.records import Concept, Estimate, FeatureId
 
