@@ -170,19 +170,6 @@ PLANTED_NEURONS: Final = VariantRecipe(
     planting=Planting(neurons=((4, 72), (5, 72))),
     rounded_start=True,
 )
-PLANTED_BACKDOOR: Final = VariantRecipe(
-    name="planted-backdoor",
-    start="aligned",
-    mixture=BACKDOORED.mixture,
-    splits=("train",),
-    steps=400,
-    learning_rate=6e-3,
-    weight_decay=0.0,
-    # Setting either head to zero costs the aligned variant less than .0001 nats a reply token, so that removing the
-    # planted units removes the backdoor and little else.
-    planting=Planting(heads=(HeadRef(3, 2), HeadRef(4, 7)), neurons=((2, 2), (3, 4), (4, 5), (5, 5)), down=True),
-    rounded_start=True,
-)
 HELPFUL: Final = VariantRecipe(
     name="helpful",
     start="base",
