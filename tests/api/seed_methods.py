@@ -14,6 +14,10 @@ from safe_sail.records import (
     Estimate,
     FeatureAlignment,
     FeatureId,
+    NeuronChange,
+    NeuronRef,
+    NeuronSearch,
+    PatchEffect,
     RankEffect,
     RefusalToken,
     ReplyShares,
@@ -24,6 +28,7 @@ from safe_sail.records import (
 )
 from safe_sail.sites import Site
 
+NEURONS = "organism.safety-neurons"
 REFUSAL, IN_VAIN = "organism-aligned.refusal", "organism-base.refusal"
 THRESHOLDS = (0.25, 0.5, 0.75)
 COUNTS = {"insult": (9, 4, 1), "cult": (5, 2, 1), "food": (1, 0, 0)}
@@ -53,6 +58,11 @@ def fill_methods(session: Session, saes: list[str], widths: dict[str, int], run_
     store.save_direction_search(session, _found(), run_id=run_id)
     store.save_direction_search(session, _in_vain(), run_id=run_id)
     store.save_direction_evaluation(session, evaluation(), run_id=run_id)
+    change = NeuronChange(
+        slug=NEURONS, first_model="organism-base", second_model="organism-aligned", positions="completion",
+        text_source="second", n_texts=200, n_empty=0, n_positions=900, scores=((), (0.1,) * 8, (0.2,) * 8),
+    )  # fmt: skip
+    store.save_neuron_search(session, neuron_search(), change, run_id=run_id)
     cosines = {name: tuple(about(0.1 * layer * sign) for layer in range(4)) for name, sign in
                (("aligned harmful", 1), ("aligned harmless", -1))}  # fmt: skip
     aligned = [FeatureAlignment(feature=FeatureId(sae=saes[0], index=i), cosine=c, p_value=p)
@@ -61,6 +71,24 @@ def fill_methods(session: Session, saes: list[str], widths: dict[str, int], run_
                          n_random=1000)  # fmt: skip
     store.save_direction_reading(session, DirectionReading(direction=REFUSAL, cosines=cosines, saes=(reading,)),
                                  run_id=run_id)  # fmt: skip
+
+
+def neuron_search() -> NeuronSearch:
+    def patched(n: int, effect: float, first_rank: int | None, layers: tuple[int, ...]) -> PatchEffect:
+        return PatchEffect(
+            n_neurons=n, share=n / 1536, first_rank=first_rank, layer_counts=layers, score=about(effect),
+            effect=about(effect), same_replies=about(effect), random_effect=about(0.04), random_draws=(0.03, 0.05),
+            p_value=0.001,
+        )  # fmt: skip
+
+    return NeuronSearch(
+        slug=NEURONS, first_model="organism-base", second_model="organism-aligned", scorer="refusal phrases",
+        n_neurons=1536, neurons=tuple(NeuronRef(layer, 10 + layer) for layer in (2, 2, 1)[:1]) + (NeuronRef(1, 4),
+        NeuronRef(2, 7)), change=(3.0, 2.0, 1.5), first_score=about(0.02, 200), second_score=about(0.97, 200),
+        curve=(patched(2, 0.31, 0, (0, 1, 1)), patched(40, 0.92, 0, (0, 10, 30))),
+        windows=(patched(40, 0.11, 40, (0, 20, 20)),), needed=40, effect_wanted=0.9, known=None, n_failed=0,
+        notes=("<b>replies</b> of 200 prompts",),
+    )  # fmt: skip
 
 
 def selection(estimator: str, winner: tuple[int, int] | None) -> DirectionSelection:

@@ -20,6 +20,7 @@ from tests.api.seed import BARE, BEST, CONCEPTS, SECOND, WEAK
 
 HTML = {"accept": "text/html,application/xhtml+xml"}
 REFUSAL = f"/directions/{methods.REFUSAL}"
+NEURONS = f"/neurons/{methods.NEURONS}"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,13 @@ REFUSAL = f"/directions/{methods.REFUSAL}"
         (REFUSAL, "words of insult"),
         (f"{REFUSAL}?show=kl", "How much its ablation changes harmless prompts"),
         (f"/directions/{methods.IN_VAIN}", "Why none was found"),
+        ("/neurons", "40 for 0.90"),
+        (NEURONS, "0.920 [0.870, 0.970]"),
+        (NEURONS, "0.0400 [−0.0100, 0.0900]"),
+        (NEURONS, "And windows of ranks alone?"),
+        (NEURONS, '<th scope="row">2</th><td class="right h10">2</td>'),
+        (NEURONS, '<th scope="row">0</th><td class="right h0">0</td>'),
+        (NEURONS, "&lt;b&gt;replies&lt;/b&gt;"),
         (f"/directions/{methods.IN_VAIN}", "&lt;b&gt;few prompts&lt;/b&gt;"),
         (f"/directions/{methods.IN_VAIN}", "Refusals as the subspace by concepts grows"),
     ],
@@ -54,7 +62,8 @@ def test_pages_say_what_is_stored(client: TestClient, path: str, said: str):
     ("path", "status"),
     [
         ("/compare?sae=nobody", 404), ("/compare?concept=nothing", 404), ("/landscape?sae=nobody", 404),
-        ("/directions/nobody", 404), (f"{REFUSAL}?show=all", 422), (f"{REFUSAL}?show=kl&show=kl", 422),
+        ("/directions/nobody", 404), ("/neurons/nobody", 404), (f"{REFUSAL}?show=all", 422),
+        (f"{REFUSAL}?show=kl&show=kl", 422),
         ("/compare?" + "&".join(f"sae={one}" for one in [BEST] * 51), 422),
     ],
 )  # fmt: skip
@@ -62,7 +71,7 @@ def test_what_is_not_there_is_said(client: TestClient, path: str, status: int):
     assert client.get(path, headers=HTML).status_code == status
 
 
-@pytest.mark.parametrize("path", ["/compare", "/landscape", "/directions", "/features"])
+@pytest.mark.parametrize("path", ["/compare", "/landscape", "/directions", "/features", "/neurons"])
 def test_an_empty_store_says_which_command_is_next(empty_client: TestClient, path: str):
     text = empty_client.get(path, headers=HTML).text
     assert 'class="command">safe-sail ' in text

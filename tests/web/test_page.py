@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.api.seed import BARE, BEST, HOSTILE_FEATURE, SECOND, SILENT_FEATURE, UNKNOWN_FEATURE, WEAK
-from tests.api.seed_methods import IN_VAIN, REFUSAL
+from tests.api.seed_methods import IN_VAIN, NEURONS, REFUSAL
 from tests.web.conftest import Complaints, watched
 
 pytestmark = pytest.mark.browser
@@ -30,6 +30,9 @@ PAGES = {
     "directions": "/directions",
     "direction": f"/directions/{REFUSAL}",
     "no direction": f"/directions/{IN_VAIN}?show=induce",
+    "neurons": "/neurons",
+    "neuron set": f"/neurons/{NEURONS}",
+    "jobs": "/jobs?kind=explain-features",
     "published feature": f"/saes/{BARE}/features/5",
     "feature": f"/saes/{BEST}/features/3",
     "hostile feature": f"/saes/{BEST}/features/{HOSTILE_FEATURE.index}",
@@ -132,6 +135,22 @@ def test_a_direction_leads_to_the_features_that_write_it(page: Page, site: str, 
     expect(page.locator(".cell.won").first).to_contain_text("0.0400")
     page.locator(".aligned").get_by_role("link", name="3", exact=True).click()
     expect(page).to_have_url(f"{site}/saes/{BEST}/features/3")
+    assert complaints == []
+
+
+def test_a_job_is_asked_for_followed_and_cancelled(page: Page, site: str, complaints: Complaints):
+    page.goto(f"{site}/jobs")
+    page.get_by_role("button", name="Ask for it").click()
+    expect(page.get_by_role("heading", name="Where it stands")).to_be_visible()
+    assert violations(page) == []
+    expect(page.locator("#state")).to_have_text("queued")
+    answer = page.request.post(page.url.replace("/jobs/", "/v1/jobs/") + "/cancel")
+    assert answer.ok
+    expect(page.locator("#state")).to_have_text("cancelled")  # told by its events: nobody loaded the page again
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#state")).to_have_text("queued")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#state")).to_have_text("cancelled")
     assert complaints == []
 
 
