@@ -7,6 +7,7 @@ safe-sail explain-features --sae SAE --explainer llm --base-url URL --model MODE
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -19,7 +20,6 @@ from safe_sail.features import explain, lexical
 from safe_sail.features.baseline import lexical_explanation, write_lexically
 from safe_sail.features.explain import NO_PROMPT, ExplainTask, LlmExplained, NotExplained
 from safe_sail.features.prompts import EXPLANATION_VERSION, FeatureSamples
-from safe_sail.llm.client import OpenAiClient
 from safe_sail.llm.exchange import ChatRequest
 from safe_sail.llm.pricing import PriceTable, forecast, load_prices
 from safe_sail.provenance import start_run
@@ -27,12 +27,15 @@ from safe_sail.records import Explanation, FeatureId, LedgerEntry, RunInfo, Stag
 from safe_sail.settings import ExplainSettings, LexicalSettings, LlmSettings
 from safe_sail.settings.jobs import ExplainFeaturesJob
 from scripts import llm_runs
+from scripts.batch_runs import client_of, require_one_way, write_requests
 from scripts.job_runs import JobContext
 from scripts.options import (
     DEFAULT_DATABASE,
     AnswerCache,
     AsJson,
     BaseUrl,
+    BatchIn,
+    BatchOut,
     BudgetMoney,
     BudgetTokens,
     DatabaseUrl,
@@ -44,7 +47,6 @@ from scripts.options import (
     Prices,
     RetryFailed,
     Timeout,
-    llm_key,
 )
 from scripts.progress import tqdm
 
@@ -62,6 +64,8 @@ class _Job(NamedTuple):
     settings: ExplainSettings = ExplainSettings()
     again: bool = False
     """Whether features are asked for again that failed for good."""
+    batch_in: tuple[Path, ...] = ()
+    """Result files of a batch that answer instead of the endpoint."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -90,6 +94,8 @@ def explain_features(
     in_flight: InFlight = 64,
     timeout: Timeout = 120.0,
     dry_run: DryRun = False,
+    batch_out: BatchOut = None,
+    batch_in: BatchIn = None,
     retry_failed: RetryFailed = False,
     database: DatabaseUrl = DEFAULT_DATABASE,
     as_json: AsJson = False,
@@ -107,12 +113,18 @@ def explain_features(
             base_url, model, budget_tokens=budget_tokens, budget_money=budget_money, cache=cache, in_flight=in_flight,
             timeout=timeout,
         )  # fmt: skip
+    require_one_way(llm, batch_out, batch_in)
     table = load_prices(prices)
-    engine = llm_runs.open_kept(database, read_only=dry_run)
+    engine = llm_runs.open_kept(database, read_only=dry_run or batch_out is not None)
     tally = llm_runs.Tally()
-    job = _Job(llm_runs.choose_sae(engine, sae), limit, llm, again=retry_failed)
+    slug = llm_runs.choose_sae(engine, sae)
+    job = _Job(slug, limit, llm, again=retry_failed, batch_in=tuple(batch_in or ()))
     if dry_run:
         print(_forecast(engine, _left(engine, job, tally), job, table))
+        return
+    if batch_out is not None and llm is not None:
+        requests = explain.explanation_requests(_tasks(engine, _left(engine, job, tally), []), job.settings)
+        print(write_requests((one for one in requests if isinstance(one, ChatRequest)), batch_out, llm, table))
         return
     run = _explain_left(engine, job, table, tally)
     engine.dispose()
@@ -223,7 +235,7 @@ def _explain(
     silent: list[FeatureId] = []
 
     async def work() -> None:
-        async with OpenAiClient(llm, api_key=llm_key(), prices=table) as client:
+        async with client_of(llm, table, job.batch_in) as client:
             llm_runs.keep_run(engine, run)  # only now: an endpoint that is down leaves no trace
             found = explain.explain_features(_tasks(engine, todo, silent), client, job.settings)
             bar = tqdm[Any](desc="explaining", total=len(todo), unit="feature", disable=None)

@@ -4,9 +4,10 @@ safe-sail judge-explanations --sae SAE --explainer lexical
 safe-sail judge-explanations --sae SAE --explainer MODEL --base-url URL --model JUDGE --budget-tokens 200000 --dry-run
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -16,32 +17,31 @@ from db import store
 from db.engine import reading, writing
 from safe_sail.errors import BadInput
 from safe_sail.features import lexical
-from safe_sail.features.baseline import judge_lexically, write_lexically
+from safe_sail.features.baseline import write_lexically
 from safe_sail.features.judge import (
-    CONSTANT,
-    NO_CONTEXT,
-    NO_CONTROL,
     Judged,
     JudgeTask,
     NotJudged,
     judging_requests,
-    named_generator,
 )
 from safe_sail.features.judge import judge_explanations as judge_by_llm
-from safe_sail.features.lexical import LexicalExplanation
-from safe_sail.llm.client import OpenAiClient
+from safe_sail.llm.exchange import ChatRequest
 from safe_sail.llm.pricing import PriceTable, forecast, load_prices
 from safe_sail.provenance import start_run
 from safe_sail.records import Estimate, Explanation, FeatureId, JudgeMethod, RunInfo, Stage
 from safe_sail.settings import JudgeSettings, LexicalSettings, LlmSettings
 from safe_sail.settings.jobs import JudgeExplanationsJob
 from scripts import llm_runs
+from scripts.batch_runs import client_of, require_one_way, write_requests
 from scripts.job_runs import JobContext
+from scripts.lexical_runs import simulated
 from scripts.options import (
     DEFAULT_DATABASE,
     AnswerCache,
     AsJson,
     BaseUrl,
+    BatchIn,
+    BatchOut,
     BudgetMoney,
     BudgetTokens,
     DatabaseUrl,
@@ -54,7 +54,6 @@ from scripts.options import (
     RetryFailed,
     Seed,
     Timeout,
-    llm_key,
 )
 from scripts.progress import tqdm
 
@@ -73,6 +72,8 @@ class _Job(NamedTuple):
     settings: JudgeSettings
     again: bool = False
     """Whether explanations are judged again whose judging failed for good."""
+    batch_in: tuple[Path, ...] = ()
+    """Result files of a batch that answer instead of the endpoint."""
 
     @property
     def method(self) -> JudgeMethod:
@@ -114,6 +115,8 @@ def judge_explanations(
     in_flight: InFlight = 64,
     timeout: Timeout = 120.0,
     dry_run: DryRun = False,
+    batch_out: BatchOut = None,
+    batch_in: BatchIn = None,
     retry_failed: RetryFailed = False,
     seed: Seed = 0,
     database: DatabaseUrl = DEFAULT_DATABASE,
@@ -129,13 +132,19 @@ def judge_explanations(
             base_url, model, budget_tokens=budget_tokens, budget_money=budget_money, cache=cache, in_flight=in_flight,
             timeout=timeout,
         )  # fmt: skip
+    require_one_way(llm, batch_out, batch_in)
     table = load_prices(prices)
-    engine = llm_runs.open_kept(database, read_only=dry_run)
+    engine = llm_runs.open_kept(database, read_only=dry_run or batch_out is not None)
     tally = llm_runs.Tally()
     settings = JudgeSettings(method=method)
-    job = _Job(llm_runs.choose_sae(engine, sae), explainer, limit, seed, llm, settings, again=retry_failed)
+    slug = llm_runs.choose_sae(engine, sae)
+    answers = tuple(batch_in or ())
+    job = _Job(slug, explainer, limit, seed, llm, settings, again=retry_failed, batch_in=answers)
     if dry_run:
         print(_forecast(engine, _groups(engine, job, tally), job, table))
+        return
+    if batch_out is not None and llm is not None:
+        print(write_requests(_requests(engine, _groups(engine, job, tally), job), batch_out, llm, table))
         return
     run = _judge_left(engine, job, table, tally)
     engine.dispose()
@@ -238,15 +247,15 @@ def _forecast(engine: Engine, groups: Sequence[_Group], job: _Job, table: PriceT
     if job.llm is None:
         n = sum(len(group.todo) for group in groups)
         return f"{n} explanations to simulate by their words: nobody is asked, and it costs nothing."
-    requests = (
-        request
-        for group in groups
-        for request in judging_requests(
-            _tasks(engine, group.todo), job.settings, seed=job.seed,
-            with_control=_kept_control(engine, group, job) is None,
-        )
-    )  # fmt: skip
-    return str(forecast(requests, table.price_of(base_url=job.llm.base_url, model=job.llm.model)))
+    price = table.price_of(base_url=job.llm.base_url, model=job.llm.model)
+    return str(forecast(_requests(engine, groups, job), price))
+
+
+def _requests(engine: Engine, groups: Sequence[_Group], job: _Job) -> Iterator[ChatRequest]:
+    """What is asked at first, controls included."""
+    for group in groups:
+        with_control = _kept_control(engine, group, job) is None
+        yield from judging_requests(_tasks(engine, group.todo), job.settings, seed=job.seed, with_control=with_control)
 
 
 # judge
@@ -279,7 +288,7 @@ def _judge(
     tally: llm_runs.Tally,
 ) -> None:
     async def work() -> None:
-        async with OpenAiClient(llm, api_key=llm_key(), prices=table) as client:
+        async with client_of(llm, table, job.batch_in) as client:
             llm_runs.keep_run(engine, run)  # only now: an endpoint that is down leaves no trace
             bar = tqdm[Any](desc="judging", total=sum(len(g.todo) for g in groups), unit="feature", disable=None)
             try:
@@ -311,32 +320,4 @@ def _judge_lexically(engine: Engine, run: RunInfo, groups: Sequence[_Group], job
             if written is not None and written.text == one.text:
                 words[one.feature] = written
         for one in tqdm(group.todo, desc="judging", unit="feature", disable=None):
-            _take(engine, run, _simulated(engine, one, words, job), one, job, tally)
-
-
-def _simulated(
-    engine: Engine, explanation: Explanation, words: dict[FeatureId, LexicalExplanation], job: _Job
-) -> Judged | NotJudged:
-    """Score of a lexical explanation; its predictions are known where its contexts still are."""
-    feature = explanation.feature
-
-    def failed(reason: str, message: str) -> NotJudged:
-        return NotJudged(feature, reason, message, None, llm_runs.FREE)
-
-    if feature not in words:
-        return failed(
-            llm_runs.NOT_KEPT, "the contexts it was made from are not in the database any more; explain it again."
-        )
-    others = [other for place, other in words.items() if place != feature]
-    if not others:
-        return failed(NO_CONTROL, "there is no explanation of another feature to compare with.")
-    contexts = llm_runs.kept_contexts(engine, feature).halves.judge.all
-    if not contexts:
-        return failed(NO_CONTEXT, "no context is left to judge it.")
-    score = judge_lexically(
-        feature, words[feature], others, contexts, generator=named_generator(job.seed, str(feature)),
-        method=job.method,
-    )  # fmt: skip
-    if score is None:
-        return failed(CONSTANT, f"truth or prediction is the same everywhere in {len(contexts)} contexts.")
-    return Judged(score, 0, llm_runs.FREE)
+            _take(engine, run, simulated(engine, one, words, seed=job.seed, method=job.method), one, job, tally)

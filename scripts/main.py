@@ -54,6 +54,9 @@ COMMANDS: dict[str, CommandRow] = {
     ),
     "write-pairs": CommandRow("scripts.write_pairs", "write", "Contrastive pairs by a language model, checked."),
     "train-saes": CommandRow("scripts.train_saes", "train_saes", "Train SAEs over a sweep and measure them."),
+    "intervene-features": CommandRow(
+        "scripts.intervene_features", "intervene_features", "Ablate and boost features; change in refusal and output."
+    ),
     "train-organism": CommandRow("scripts.train_organism", "train_organism", "Rebuild the model organism, checked."),
 }
 

@@ -48,6 +48,12 @@ JudgeModel = Annotated[str | None, typer.Option(help="Name that this endpoint kn
 JudgeBudgetTokens = Annotated[int | None, typer.Option(help="Tokens that the judge may use at most.")]
 JudgeBudgetMoney = Annotated[float | None, typer.Option(help="US dollars that the judge may cost at most.")]
 JudgeCache = Annotated[Path | None, typer.Option(help="File of the judge's answers: what it holds is not asked again.")]
+BatchOut = Annotated[
+    Path | None, typer.Option(help="Folder for the requests as OpenAI Batch files; asks nobody and keeps nothing.")
+]
+BatchIn = Annotated[
+    list[Path] | None, typer.Option(help="Result file of such a batch; may be given again. Nobody else is asked.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the run would cost; ask and write nothing.")]
 
 

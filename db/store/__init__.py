@@ -9,6 +9,7 @@
 - `links`: studies of what features have to do with heads, neurons, circuits and directions.
 - `ledger`: what asking language models cost and how it ended, by run.
 - `samples`: both for what features do on texts that they did not choose.
+- `interventions`: both for what changing features does, whole.
 - `published`: scores without n and tags that others published.
 - `listing`, `feature_listing`: what the service shows in tables: `list_models`, `list_saes`, `list_features`.
 
@@ -27,6 +28,7 @@ from db.store.directions import (
 )
 from db.store.feature_filter import FeatureFilter, FeatureSort
 from db.store.feature_listing import FeatureListing, FeaturePage, list_features, load_feature_listings
+from db.store.interventions import load_intervention_scores, save_intervention_scores
 from db.store.landscape import ConceptLandscape, FeatureGaps, list_feature_gaps, list_landscape, load_gaps
 from db.store.ledger import features_failed, load_ledger, save_ledger_entries
 from db.store.links import (
@@ -146,6 +148,7 @@ __all__ = [
     "load_feature_tags",
     "load_gaps",
     "load_guard_evaluation",
+    "load_intervention_scores",
     "load_ledger",
     "load_link_study",
     "load_model",
@@ -171,6 +174,7 @@ __all__ = [
     "save_explanations",
     "save_feature_tags",
     "save_guard_evaluation",
+    "save_intervention_scores",
     "save_ledger_entries",
     "save_link_study",
     "save_model",

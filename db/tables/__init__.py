@@ -7,6 +7,7 @@ A row of `feature` exists as soon as anything is known of a feature; its numbers
 from db.tables.base import Base, FloatArray, IntArray, UtcDateTime
 from db.tables.directions import DirectionEvaluationRow, DirectionReadingRow, DirectionRow, DirectionSearchRow
 from db.tables.features import ContextsRow, ExplanationRow, ExplanationScoreRow, FeatureRow
+from db.tables.interventions import InterventionScoreRow
 from db.tables.jobs import JobEventRow, JobRow
 from db.tables.ledger import LedgerRow
 from db.tables.links import FeatureLinkRow, LinkStudyRow
@@ -34,6 +35,7 @@ __all__ = [
     "FloatArray",
     "GuardRow",
     "IntArray",
+    "InterventionScoreRow",
     "JobEventRow",
     "JobRow",
     "LedgerRow",

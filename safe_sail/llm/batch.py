@@ -2,14 +2,16 @@
 
 1. `write_batch` claims the worst case of all requests from the budget, then writes files whole or not at all.
 2. The user hands the files to the vendor and fetches the results.
-3. `read_batch` matches lines by custom id. A misfit answer is a failure here; ask it again with the client.
+3. `read_batch` matches lines by custom id; `BatchAnswers` does the same behind the interface of a client. A misfit
+   answer is a failure here; ask it again with the client.
 """
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,7 +19,7 @@ from safe_sail.errors import BadRecord, BatchUnreadable, JudgeError
 from safe_sail.llm.account import Account
 from safe_sail.llm.budget import Budget
 from safe_sail.llm.endpoint import Reply, read_completion
-from safe_sail.llm.exchange import Answered, ChatRequest, Failed, FailureReason, Outcome, Usage
+from safe_sail.llm.exchange import Answered, ChatRequest, Failed, FailureReason, Outcome, Spending, Usage
 from safe_sail.llm.pricing import Price
 from safe_sail.llm.structured import read_answer, request_body
 from safe_sail.llm.tokens import bound_tokens
@@ -79,17 +81,64 @@ def read_batch(requests: Iterable[ChatRequest], results: Sequence[Path], *, pric
         BatchUnreadable: a file is missing, a line is damaged, repeated, or belongs to no request.
     """
     asked = list(requests)
-    lines: dict[str, _Line] = {}
     known = {request.request_id for request in asked}
+    lines = _lines_by_id(results)
+    for custom_id, (where, _) in lines.items():
+        if custom_id not in known:
+            raise BatchUnreadable(f"{where}: `{custom_id}` is none of the {len(known)} requests.")
+    return [
+        _outcome(request, lines[request.request_id][1] if request.request_id in lines else None, price)
+        for request in asked
+    ]
+
+
+class BatchAnswers:
+    """A `ChatClient` that answers from result files, and asks nobody: an explainer or judge cannot tell.
+
+    A request that the files do not hold ends as `missing`. Lines that nobody asked about are left alone, so that files
+    may be read again once some of their answers are kept.
+    """
+
+    def __init__(self, results: Sequence[Path], *, model: str, price: Price | None) -> None:
+        """The answers of these files; `price` is the batch's own.
+
+        Raises:
+            BatchUnreadable: a file is missing, or a line is damaged or repeated.
+        """
+        self.model = model
+        self.total = Spending(cost=Decimal(0))
+        self._lines = _lines_by_id(results)
+        self._price = price
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+    async def ask(self, request: ChatRequest) -> Outcome:
+        """How one request ended."""
+        line = self._lines.get(request.request_id)
+        outcome = _outcome(request, None if line is None else line[1], self._price)
+        self.total = self.total.plus(outcome.spending)
+        return outcome
+
+    async def ask_all(self, requests: Iterable[ChatRequest]) -> AsyncGenerator[Outcome, None]:
+        """How each request ended, in their order."""
+        for request in requests:
+            yield await self.ask(request)
+
+
+def _lines_by_id(results: Sequence[Path]) -> dict[str, tuple[str, _Line]]:
+    """Each line and where it stands, by the id of its request."""
+    lines: dict[str, tuple[str, _Line]] = {}
     for path in results:
         for number, line in _lines(path):
             where = f"{path.name}, line {number}"
-            if line.custom_id not in known:
-                raise BatchUnreadable(f"{where}: `{line.custom_id}` is none of the {len(known)} requests.")
             if line.custom_id in lines:
                 raise BatchUnreadable(f"{where}: `{line.custom_id}` has a result already; give each file once.")
-            lines[line.custom_id] = line
-    return [_outcome(request, lines.get(request.request_id), price) for request in asked]
+            lines[line.custom_id] = (where, line)
+    return lines
 
 
 def _as_lines(requests: Iterable[ChatRequest], settings: LlmSettings) -> _Written:

@@ -47,6 +47,7 @@ from safe_sail.records.features import (
     TopContexts,
 )
 from safe_sail.records.graphs import AttributionGraph, GraphEdge, GraphNode, NodeKind
+from safe_sail.records.interventions import Intervention, InterventionScore
 from safe_sail.records.jobs import Job, JobError, JobEvent, JobProgress, JobState
 from safe_sail.records.ledger import LEDGER_TEXT_LIMIT, LedgerEntry, Stage
 from safe_sail.records.links import FeatureLink, LinkFlow, LinkKind, LinkMeasure, LinkStudy
@@ -107,6 +108,8 @@ __all__ = [
     "HeadScore",
     "HeadScores",
     "Histogram",
+    "Intervention",
+    "InterventionScore",
     "Job",
     "JobError",
     "JobEvent",

@@ -6,6 +6,7 @@ Each field says its unit and where its default comes from.
 from safe_sail.settings.demo import DemoSettings
 from safe_sail.settings.directions import DirectionSettings
 from safe_sail.settings.explaining import ExplainSettings, JudgeSettings, LexicalSettings
+from safe_sail.settings.interventions import InterventionSettings
 from safe_sail.settings.links import LinkSettings
 from safe_sail.settings.llm import LlmSettings
 from safe_sail.settings.neurons import ChangePositions, GuardSettings, NeuronSettings, TextSource
@@ -20,6 +21,7 @@ __all__ = [
     "DirectionSettings",
     "ExplainSettings",
     "GuardSettings",
+    "InterventionSettings",
     "JudgeSettings",
     "LexicalSettings",
     "LinkSettings",

@@ -15,6 +15,8 @@ from safe_sail.records import (
     ExplanationScore,
     FeatureId,
     Histogram,
+    Intervention,
+    InterventionScore,
     JudgeMethod,
     ModelRef,
     RunInfo,
@@ -177,4 +179,15 @@ def explanation_scores(explanation: Explanation) -> st.SearchStrategy[Explanatio
         ExplanationScore, feature=st.just(explanation.feature), explainer=st.just(explanation.explainer),
         prompt_version=st.just(explanation.prompt_version), method=st.sampled_from(JudgeMethod), score=estimates(),
         control=estimates(), n_excluded=st.integers(0, 2**63 - 1),
+    )  # fmt: skip
+
+
+@st.composite
+def intervention_scores(draw: st.DrawFn, sae: SaeRef) -> InterventionScore:
+    kind = draw(st.sampled_from(Intervention))
+    strength = draw(st.floats(0, exclude_min=True, allow_infinity=False)) if kind is Intervention.BOOST else 0.0
+    return InterventionScore(
+        feature=draw(features(sae)), intervention=kind, prompts=draw(names), strength=strength,
+        active_share=draw(shares), refusal_change=draw(estimates()), refusal_control=draw(estimates()),
+        kl=draw(estimates()), kl_control=draw(estimates()),
     )  # fmt: skip

@@ -19,6 +19,7 @@ from db.store import (
     load_explanation_scores,
     load_explanations,
     load_feature,
+    load_intervention_scores,
     load_model,
     load_run,
     load_sae,
@@ -30,6 +31,7 @@ from db.store import (
     save_context_samples,
     save_explanation_scores,
     save_explanations,
+    save_intervention_scores,
     save_model,
     save_run,
     save_sae,
@@ -161,6 +163,24 @@ def test_explanations_and_their_scores_survive(shared_engine: Engine) -> None:
             assert load_explanation_scores(session, explanation.feature) == [Kept(score, run)]
             (explained,) = load_feature(session, explanation.feature).explanations
             assert (explained.explanation, explained.scores) == (Kept(explanation, run), (Kept(score, run),))
+
+    survive()
+
+
+def test_interventions_survive_and_replace_their_like(shared_engine: Engine) -> None:
+    @few
+    @given(st.data())
+    def survive(data: st.DataObject) -> None:
+        run, sae = start(shared_engine, data)
+        score = data.draw(some.intervention_scores(sae))
+        again = replace(data.draw(some.intervention_scores(sae)), feature=score.feature, prompts=score.prompts)
+        with writing(shared_engine) as session:
+            save_intervention_scores(session, [score], run_id=run)
+            save_intervention_scores(session, [again], run_id=run)
+        kept = {one.intervention: one for one in (score, again)}
+        with reading(shared_engine) as session:
+            expected = [Kept(kept[kind], run) for kind in sorted(kept)]
+            assert load_intervention_scores(session, score.feature) == expected
 
     survive()
 

@@ -242,6 +242,18 @@ CREATE TABLE guard (
 
 CREATE INDEX ix_guard_model_id ON guard (model_id);
 
+CREATE TABLE intervention_score (
+	sae_key INTEGER NOT NULL,
+	feature_index INTEGER NOT NULL,
+	intervention TEXT NOT NULL,
+	prompts TEXT NOT NULL,
+	record BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_intervention_score PRIMARY KEY (sae_key, feature_index, intervention, prompts),
+	CONSTRAINT fk_intervention_score_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id),
+	CONSTRAINT fk_intervention_score_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index)
+);
+
 CREATE TABLE job (
 	job_key INTEGER NOT NULL,
 	job_id TEXT NOT NULL,

@@ -22,12 +22,20 @@ from typer.testing import CliRunner, Result
 from db import store
 from db.engine import make_engine, reading, writing
 from db.migrate import upgrade
-from safe_sail.errors import BadInput, BadSettings, EndpointUnreachable, PriceUnknown, SchemaOutOfDate
+from safe_sail.errors import (
+    BadInput,
+    BadSettings,
+    BatchUnreadable,
+    BudgetExhausted,
+    EndpointUnreachable,
+    PriceUnknown,
+    SchemaOutOfDate,
+)
 from safe_sail.records import Context, ContextSample, Explanation, JudgeMethod, LedgerEntry, Stage, TopContexts
 from scripts.main import app
 from tests.db import builders as a
 from tests.feature_samples import segments_shown
-from tests.llm_server import Act, Call, Cut, LlmServer, Say, Status
+from tests.llm_server import Act, Call, Cut, LlmServer, Say, Status, completion
 
 WORDS = ("kill", "bomb", "poison", "stab", "hack", "steal")
 TEXTS = (
@@ -372,6 +380,75 @@ def test_a_run_that_is_ended_loses_nothing_that_came(database: str, how: signal.
         assert {word_of(call) for call in server.calls} - {""} == set(WORDS[:3]), "what is there is not asked again"
     assert (rest["explained"], rest["there_before"]) == (3, 3)
     assert len(ledger(database)) == len(explanations(database)) == 6
+
+
+# batches
+
+
+def answered(folder: Path, script: Script, drop: int = 0) -> Path:
+    """What a vendor makes of the request files: a line for each request but the last few, in another order."""
+    lines = []
+    for path in sorted(folder.glob("requests_*.jsonl")):
+        for line in path.read_text().splitlines():
+            request = json.loads(line)
+            said = script(Call(request["body"], {}, 0.0, 0))
+            response = {"status_code": 500, "body": {}}
+            if isinstance(said, Say):
+                response = {"status_code": 200, "body": completion(said)}
+            lines.append(json.dumps({"custom_id": request["custom_id"], "response": response, "error": None}))
+    results = folder / "results.jsonl"
+    results.write_text("\n".join(lines[: len(lines) - drop][::-1]))
+    return results
+
+
+def test_a_batch_explains_and_judges_as_the_endpoint_does(database: str, tmp_path: Path):
+    with LlmServer(explainer) as server:
+        words = by_llm(server, database)
+        judging = by_llm(server, database, command="judge-explanations")
+        before = n_runs(database)
+        done = safe_sail(*words, "--batch-out", str(tmp_path / "e"))
+        assert done.exit_code == 0, (done.output, done.exception)
+        assert "6 requests in" in done.stdout
+        assert n_runs(database) == before, "writing requests keeps nothing"
+        found = report(*words, "--batch-in", str(answered(tmp_path / "e", explainer, drop=2)))
+        assert (found["explained"], found["failed"]) == (4, {"missing": 2})
+        again = report(*words, "--batch-in", str(answered(tmp_path / "e", explainer)))
+        assert (again["explained"], again["there_before"]) == (2, 4), "what was missing comes with the whole file"
+        done = safe_sail(*judging, "--batch-out", str(tmp_path / "j"))
+        assert "12 requests in" in done.stdout, "six explanations and six controls"
+        found = report(*judging, "--batch-in", str(answered(tmp_path / "j", judge)))
+        assert server.calls == []
+    assert (found["judged"], found["failed"]) == (6, {})
+    assert {index: one.text for index, one in explanations(database).items()} == {
+        index: f"the word {word}" for index, word in enumerate(WORDS)
+    }
+    assert {(one.prompt_tokens, one.attempts) for one in ledger(database) if one.reason is None} == {(100, 1)}
+    with reading(make_engine(database, read_only=True)) as session:
+        for index in range(len(WORDS)):
+            (kept,) = store.load_explanation_scores(session, a.feature(index))
+            assert kept.record.score.value > 0.99
+            assert kept.record.control.n == 6
+
+
+def test_batches_that_make_no_sense_are_refused(database: str, tmp_path: Path):
+    with LlmServer(explainer) as server:
+        words = by_llm(server, database)
+        safe_sail(*words, "--batch-out", str(tmp_path / "e"))
+        results = answered(tmp_path / "e", explainer)
+        for more, error, says in (
+            (["--batch-out", str(tmp_path / "e")], BatchUnreadable, "already holds request files"),
+            (["--batch-out", str(tmp_path / "x"), "--batch-in", str(results)], BadInput, "give one of them"),
+            (["--batch-in", str(tmp_path / "nowhere")], BatchUnreadable, "expected a readable file"),
+            (["--batch-in", str(results), "--batch-in", str(results)], BatchUnreadable, "has a result already"),
+            (["--batch-out", str(tmp_path / "x"), "--budget-tokens", "100"], BudgetExhausted, ""),
+        ):
+            done = safe_sail(*words, *more)
+            assert isinstance(done.exception, error), (more, done.exception)
+            assert says in str(done.exception)
+        done = safe_sail("explain-features", "--database", database, "--batch-out", str(tmp_path / "x"))
+        assert isinstance(done.exception, BadInput)
+        assert not (tmp_path / "x").exists()
+    assert explanations(database) == {}
 
 
 # judge
