@@ -3,6 +3,7 @@
 safe-sail find-safety-neurons
 safe-sail find-safety-neurons --first base --second aligned --share 0.05 --share 0.5 --out figures
 safe-sail find-safety-neurons --first path/to/sft --second path/to/aligned --contrast-file a.txt --evaluate-file b.txt
+safe-sail find-safety-neurons --helpful helpful
 safe-sail find-safety-neurons --judge-base-url URL --judge-model MODEL --judge-budget-tokens 500000
 """
 
@@ -10,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, NamedTuple, cast
 
 import torch
 import typer
@@ -30,10 +31,11 @@ from safe_sail.neurons.scorers import REFUSAL, Scorer, label_scorer
 from safe_sail.organism.grammar import prompts
 from safe_sail.organism.load import ORGANISM_VARIANTS, organism_path, planted_units
 from safe_sail.provenance import finish_run, start_run
-from safe_sail.records import NeuronRef
+from safe_sail.records import NeuronRef, NeuronTax
 from safe_sail.settings import ChangePositions, NeuronSettings, TextSource
 from scripts.direction_judge import ReplyJudge, ask_labels, judge_of
 from scripts.neuron_report import draw_search, print_search
+from scripts.neuron_tax import tax_of
 from scripts.options import (
     DEFAULT_DATABASE,
     AsJson,
@@ -57,6 +59,10 @@ Shares = Annotated[list[float] | None, typer.Option("--share", help="Share of al
 Counts = Annotated[list[int] | None, typer.Option("--count", help="Number of neurons instead; a point of the curve.")]
 Positions = Annotated[str, typer.Option(help="predicting, as the paper, or completion, as its code.")]
 Source = Annotated[str, typer.Option("--text-source", help="first or second: whose completions both read.")]
+Helpful = Annotated[
+    str | None, typer.Option(help="Model aligned for helpfulness: its neurons against those of --second.")
+]
+HelpfulFile = Annotated[Path | None, typer.Option(help="Harmless prompts that measure helpfulness, one a line.")]
 OutFigures = Annotated[Path | None, typer.Option("--out", help="Folder for the figures, as PNG.")]
 
 
@@ -77,6 +83,8 @@ def find_safety_neurons(
     batch_rows: Annotated[int, typer.Option(min=1, help="Replies in one pass.")] = SETTINGS.batch_rows,
     system: Annotated[str | None, typer.Option(help="System prompt; none is sent unless given.")] = None,
     out: OutFigures = None,
+    helpful: Helpful = None,
+    helpful_file: HelpfulFile = None,
     judge_base_url: JudgeBaseUrl = None,
     judge_model: JudgeModel = None,
     judge_budget_tokens: JudgeBudgetTokens = None,
@@ -104,18 +112,51 @@ def find_safety_neurons(
     upgrade(engine)
     pair = ModelPair(load_named(first, device), load_named(second, device))
     run = start_run("find-safety-neurons", settings=asdict(settings), seed=seed, device=str(pair.first.device))
-    found = _find(pair, texts, settings, seed, REFUSAL if judge is None else _asking(judge), known_of(second))
+    scorer = REFUSAL if judge is None else _asking(judge)
+    found = _find(pair, texts, settings, seed, scorer, known_of(second))
+    tax = None if helpful is None else _tax(pair, helpful, texts, scorer, helpful_file, settings, seed, device)
     done = finish_run(run)
     with writing(engine) as session:
         store.save_run(session, run)
         for handle, source in ((pair.first, first), (pair.second, second)):
             store.save_model(session, model_ref(handle, source_of(source)), run_id=run.run_id)
         store.save_neuron_search(session, found.search, found.change, run_id=run.run_id)
+        if tax is not None:
+            store.save_model(session, model_ref(tax.helpful, source_of(str(helpful))), run_id=run.run_id)
+            store.save_neuron_tax(session, tax.record, run_id=run.run_id)
         assert done.finished is not None
         store.finish_run(session, run.run_id, done.finished)
     engine.dispose()
     figures = [] if out is None else draw_search(found.search, found.change, out)
-    print_search(found.search, figures, database=database, as_json=as_json)
+    print_search(found.search, None if tax is None else tax.record, figures, database=database, as_json=as_json)
+
+
+class _Compared(NamedTuple):
+    """A helpful model, and what it shares with the safe one."""
+
+    helpful: HookedModel
+    record: NeuronTax
+
+
+def _tax(
+    pair: ModelPair,
+    helpful: str,
+    texts: NeuronPrompts,
+    scorer: Scorer,
+    helpful_file: Path | None,
+    settings: NeuronSettings,
+    seed: int,
+    device: str,
+) -> _Compared:
+    handle = load_named(helpful, device)
+    lines = None if helpful_file is None else lines_of(helpful_file)
+    with tqdm(desc="comparing with helpfulness", unit=" step", disable=None) as bar:
+
+        def report(message: str) -> None:
+            bar.set_postfix_str(message)
+            bar.update()
+
+        return _Compared(handle, tax_of(pair, handle, texts, scorer, lines, settings, seed, report).record)
 
 
 def load_named(name: str, device: str) -> HookedModel:

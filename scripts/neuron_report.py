@@ -8,16 +8,19 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from safe_sail.records import Estimate, NeuronChange, NeuronSearch, PatchEffect
+from safe_sail.records import Estimate, NeuronChange, NeuronSearch, NeuronTax, PatchEffect
 
 WIDTH, HEIGHT = 7.0, 4.2
 """Inches; at 150 dots each the plot reads at half a screen."""
 
 
-def print_search(search: NeuronSearch, figures: Sequence[Path], *, database: str, as_json: bool) -> None:
+def print_search(
+    search: NeuronSearch, tax: NeuronTax | None, figures: Sequence[Path], *, database: str, as_json: bool
+) -> None:
     """Prints what was found, as JSON or for people."""
     if as_json:
-        print(json.dumps({"search": asdict(search), "figures": [str(path) for path in figures]}))
+        compared = {} if tax is None else {"tax": asdict(tax)}
+        print(json.dumps({"search": asdict(search), **compared, "figures": [str(path) for path in figures]}))
         return
     print(f"{search.first_model} with the activations of {search.second_model}; score: {search.scorer}")
     print(f"  {search.first_model:32} {shown(search.first_score)}  n={search.first_score.n}")
@@ -42,6 +45,8 @@ def print_search(search: NeuronSearch, figures: Sequence[Path], *, database: str
         print(f"note: {note}")
     if search.n_failed:
         print(f"{search.n_failed} replies got no score")
+    if tax is not None:
+        print_tax(tax)
     for path in figures:
         print(f"drawn: {path}")
     print(f"kept in {database} as {search.slug}")
@@ -55,6 +60,26 @@ def _line(name: str, point: PatchEffect) -> str:
     p_value = "-" if point.p_value is None else f"{point.p_value:.2g}"
     same = point.same_replies.value
     return f"{name:14}{point.share:7.1%}  {shown(point.effect):22}{random:22}{p_value:>9}  {same:.3f}"
+
+
+def print_tax(tax: NeuronTax) -> None:
+    """Prints the comparison for people."""
+    print(f"{tax.safety_model} and {tax.helpful_model}, each against {tax.base_model}:")
+    print(f"rank correlation of change over all neurons {shown(tax.spearman)}")
+    for one in tax.overlaps:
+        print(
+            f"  of the {one.n_neurons} most changed {one.share:.2f} are common; chance {one.chance:.2f}, random with "
+            f"their layers {one.random_layers:.2f}"
+        )
+    for cross in tax.crosses:
+        print(f"{cross.n_neurons} common neurons of {cross.second_model} into {cross.first_model}:")
+        for goal, moved in cross.moved.items():
+            print(
+                f"  {goal:12} {shown(cross.before[goal])} -> {shown(cross.after[goal])}, moved {shown(moved)}; random "
+                f"{shown(cross.random_moved[goal])}"
+            )
+    for note in tax.notes:
+        print(f"note: {note}")
 
 
 def shown(estimate: Estimate) -> str:

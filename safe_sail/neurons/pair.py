@@ -8,7 +8,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -86,8 +86,10 @@ class ModelPair:
         return ModelPair(self.second, self.first)
 
     @contextmanager
-    def doubled(self) -> Iterator[HookedModel]:
+    def doubled(self, *, head: Literal["both", "first"] = "both") -> Iterator[HookedModel]:
         """Scope in which the first model's passes take twice the rows, and run their second half as the second model.
+
+        With `head="first"` logits are those of the first half alone.
 
         Raises:
             ModelsDiffer: one pass cannot run both.
@@ -95,11 +97,18 @@ class ModelPair:
         if not self.can_double:
             raise ModelsDiffer(f"{self!r}: one pass cannot run both; see `can_double`.")
         with ExitStack() as undo:
+            unembed = self.first.architecture.unembed
             for name in self.modules_apart:
+                if head == "first" and name == unembed:
+                    continue
                 mine = self.first.model.get_submodule(name)
                 theirs = self.second.model.get_submodule(name)
                 undo.callback(_restore, mine, mine.__dict__.get("forward"))
                 mine.forward = _by_half(mine.forward, theirs.forward)
+            if head == "first":
+                last = self.first.model.get_submodule(unembed)
+                undo.callback(_restore, last, last.__dict__.get("forward"))
+                last.forward = _first_half(last.forward)
             yield self.first
 
 
@@ -133,6 +142,10 @@ def _by_half(mine: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[.
         return torch.cat(found)
 
     return forward
+
+
+def _first_half(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: run(x.chunk(2)[0])
 
 
 def _compare(first: HookedModel, second: HookedModel) -> _Compared:

@@ -14,7 +14,7 @@ Source: Chen et al. 2025, algorithm 1, arXiv:2406.14144.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -34,6 +34,11 @@ Progress = Callable[[str], None]
 
 def silent(message: str) -> None:
     """No progress report."""
+
+
+SHARED_ENOUGH: Final = 0.5
+"""Share of weights from which on a doubled pass is taken; where fewer are shared the two ways cost about the same,
+benchmarks/bench_patching.py."""
 
 
 class _Work(NamedTuple):
@@ -58,7 +63,8 @@ def patched_tokens(
     """Greedy replies of the first model under each patch, as ids, padded after their end; on the CPU.
 
     A patch is the layers and indices of its neurons; an empty one leaves the first model as it is. `batch_rows` counts
-    rows of the first model. `doubled` chooses the engine; None takes one doubled pass where it can.
+    rows of the first model. `doubled` chooses the engine; None takes one doubled pass where most
+    weights are shared.
 
     Raises:
         BadSettings: `max_new_tokens` or `batch_rows` is below 1, or no patch was given.
@@ -72,7 +78,9 @@ def patched_tokens(
         )
     dims, batch = pair.first.dims, batch.left_padded()
     masks = torch.stack([neuron_mask(patch, dims.n_layers, dims.d_mlp) for patch in patches])
-    scope = _doubled if (pair.can_double if doubled is None else doubled) else _beside
+    if doubled is None:
+        doubled = pair.can_double and pair.shared_share >= SHARED_ENOUGH
+    scope = _doubled if doubled else _beside
     pad = pad_id_of(pair.first.tokenizer)
     found = torch.full((len(patches), len(batch), max_new_tokens), pad, dtype=torch.long)
     done = 0
@@ -149,11 +157,11 @@ def _doubled(
 
     chosen = _chosen(masks, pair.first.device)
     edits = {Site(SiteKind.MLP_ACT, layer): copier(mask) for layer, mask in chosen.items()}
-    with pair.doubled() as both, both.decoding(doubled_batch(part), max_new_tokens, edits) as decoding:
+    with pair.doubled(head="first") as both, both.decoding(doubled_batch(part), max_new_tokens, edits) as decoding:
 
         def advance(tokens: Tensor | None, running: Tensor) -> Tensor:
             twice = None if tokens is None else torch.cat([tokens] * 2)
-            return _read(decoding, twice, torch.cat([running] * 2))[: len(part)]
+            return _read(decoding, twice, torch.cat([running] * 2))
 
         yield advance
 
