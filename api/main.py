@@ -13,11 +13,12 @@ from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 
 from api import problems
+from api.access import Buckets, require_access
 from api.deps import refuse_unknown_parameters
 from api.middleware import RequestFrame
 from api.openapi import describe
 from api.pages.render import STATIC_FOLDER
-from api.routes import concepts, features, health, jobs, models, pages, runs, saes
+from api.routes import concepts, exports, features, health, jobs, methods, models, pages, runs, saes
 from api.settings import ServiceSettings
 from db.engine import make_engine
 from safe_sail import __version__
@@ -48,14 +49,18 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         docs_url=None,  # both load scripts from elsewhere, which the content security policy forbids
         redoc_url=None,
         lifespan=lifespan,
-        middleware=[Middleware(RequestFrame, allowed_hosts=settings.allowed_hosts)],
+        middleware=[
+            Middleware(RequestFrame, allowed_hosts=settings.allowed_hosts, max_body_bytes=settings.max_body_bytes)
+        ],
     )
     app.state.engine = engine
     app.state.write_engine = write_engine
     app.state.settings = settings
+    app.state.buckets = Buckets()
     strict = [Depends(refuse_unknown_parameters)]
     app.include_router(health.router, dependencies=strict)
-    for part in (models, saes, features, concepts, runs, jobs):
+    strict = [Depends(require_access), *strict]
+    for part in (models, saes, features, concepts, runs, methods, exports, jobs):
         app.include_router(part.router, prefix="/v1", dependencies=strict)
     app.include_router(pages.router, dependencies=strict, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC_FOLDER), name="static")

@@ -1,4 +1,4 @@
-"""What happens to every request before and after its route: an id, the host check, security headers, the last catch.
+"""What happens to every request before and after its route: an id, checks of host, origin and size, the last catch.
 
 It is plain ASGI and the outermost layer, so that a refused host and an unexpected error carry the same headers.
 """
@@ -8,10 +8,12 @@ import time
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import BY_STATUS, logger, problem_response, unexpected
+from api.access import SAFE_METHODS
+from api.problems import BY_STATUS, ProblemKind, logger, problem_response, unexpected
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
@@ -29,9 +31,10 @@ _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class RequestFrame:
     """ASGI layer around the whole app."""
 
-    def __init__(self, app: ASGIApp, allowed_hosts: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, allowed_hosts: tuple[str, ...], max_body_bytes: int) -> None:
         self.app = app
         self.allowed_hosts = frozenset(allowed_hosts)
+        self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; other scopes (lifespan) pass through."""
@@ -61,14 +64,45 @@ class RequestFrame:
             detail = f"Host `{host[:100]}` is not one of {', '.join(sorted(self.allowed_hosts))}."
             await problem_response(request, BY_STATUS[421], detail)(scope, receive, send_framed)
             return
+        refusal = self._refusal(request, headers)
+        if refusal is not None:
+            await problem_response(request, *refusal)(scope, receive, send_framed)
+            return
         try:
-            await self.app(scope, receive, send_framed)
+            await self.app(scope, self._counted(receive), send_framed)
         except Exception as error:
             if status is not None:  # the answer has begun: nothing true can be added to it
                 raise
             await unexpected(request, error)(scope, receive, send_framed)
         duration_ms = (time.perf_counter() - started) * 1000
         logger.debug("%s %s %s %s %.1f ms", request_id, request.method, request.url.path, status, duration_ms)
+
+    def _refusal(self, request: Request, headers: Headers) -> tuple[ProblemKind, str] | None:
+        """Why a request that may change something is not served; None where it is."""
+        if request.method in SAFE_METHODS:
+            return None
+        origin = headers.get("origin")
+        other_site = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if other_site or (origin is not None and origin.partition("://")[2] != headers.get("host")):
+            return BY_STATUS[403], "A page of another origin may not change anything here."
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self.max_body_bytes:
+            return BY_STATUS[413], f"A body has at most {self.max_body_bytes} bytes; got {length}."
+        return None
+
+    def _counted(self, receive: Receive) -> Receive:
+        """The same messages, until a body without a declared length grows too large."""
+        n_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > self.max_body_bytes:
+                raise HTTPException(413, f"A body has at most {self.max_body_bytes} bytes.")
+            return message
+
+        return counted
 
 
 def _without_port(host: str) -> str:

@@ -17,12 +17,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from api import schemas
-from api.problems import MEDIA_TYPE, PROBLEMS, Problem
+from api.problems import BY_STATUS, MEDIA_TYPE, PROBLEMS, Problem
 from safe_sail import records, settings
 from safe_sail.errors import BadInput, DatabaseUnreachable, JobConflict, NotFound
 from safe_sail.settings import jobs
 
 _REFERENCE = {"$ref": "#/components/schemas/Problem"}
+OPEN_PATHS = ("/livez", "/readyz")
 _HOST_REFUSED = "This service does not answer to this host name."
 
 
@@ -60,6 +61,11 @@ def _declare_problems(document: dict[str, Any]) -> None:
             }
             if names_something:
                 responses["404"] = _problem(PROBLEMS[NotFound].title + ".")
+            for status, kind in (("401", BY_STATUS[401]), ("403", BY_STATUS[403]), ("429", BY_STATUS[429])):
+                if path not in OPEN_PATHS:
+                    responses[status] = _problem(kind.title + ".")
+            if "requestBody" in operation:
+                responses["413"] = _problem(BY_STATUS[413].title + ".")
             if path.endswith(("/cancel", "/retry")):
                 responses["409"] = _problem(PROBLEMS[JobConflict].title + ".")
             operation["responses"] = dict(sorted(responses.items()))

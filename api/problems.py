@@ -60,9 +60,13 @@ PROBLEMS: Mapping[type[Exception], ProblemKind] = {
 VALIDATION = PROBLEMS[BadInput]
 BY_STATUS: Mapping[int, ProblemKind] = {
     400: ProblemKind(400, "bad-request", "The request is malformed"),
+    401: ProblemKind(401, "key-needed", "A valid API key is needed"),
+    403: ProblemKind(403, "not-allowed", "This request is not allowed"),
     404: ProblemKind(404, "no-such-path", "There is nothing at this address"),
     405: ProblemKind(405, "method-not-allowed", "This address does not take this method"),
+    413: ProblemKind(413, "too-large", "The request's body is too large"),
     421: ProblemKind(421, "host-not-allowed", "This service does not answer to this host name"),
+    429: ProblemKind(429, "too-many-requests", "Too many requests"),
 }
 
 

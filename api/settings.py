@@ -2,13 +2,11 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.offers import Offers
-from safe_sail.errors import BadSettings
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 
@@ -23,7 +21,7 @@ class ServiceSettings(BaseSettings):
         description="Where results are kept: sqlite:///FILE or postgresql://USER@HOST/NAME.",
     )
     host: str = Field(
-        default="127.0.0.1", description="Address to listen on; loopback only, see `listens_on_loopback`."
+        default="127.0.0.1", description="Address to listen on; beyond loopback every request needs an API key."
     )
     port: int = Field(default=8420, ge=0, le=65535, description="Port to listen on; 0 lets the system choose one.")
     allowed_hosts: tuple[str, ...] = Field(
@@ -45,22 +43,15 @@ class ServiceSettings(BaseSettings):
     )
     llms: tuple[str, ...] = Field(default=(), description="Names of the endpoint's models that jobs may name, as JSON.")
     llm_in_flight: int = Field(default=64, ge=1, description="Requests of a job open at once at the endpoint.")
+    reads_per_minute: int = Field(default=6000, ge=1, description="GET requests that one API key may make a minute.")
+    writes_per_minute: int = Field(default=120, ge=1, description="Other requests that one API key may make a minute.")
+    max_body_bytes: int = Field(default=2**20, ge=1, description="Bytes of a request's body at most.")
     default_limit: int = Field(default=50, ge=1, le=200, description="Items on one page of the web page's lists.")
 
     @field_validator("allowed_hosts")
     @classmethod
     def _lower_case(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name.lower().strip("[]") for name in names)
-
-    @model_validator(mode="after")
-    def _loopback_only(self) -> Self:
-        if not listens_on_loopback(self.host):
-            raise BadSettings(
-                f"host {self.host!r} is not a loopback address. Everything stored would be readable by whoever reaches "
-                f"this machine, and the service has no API keys yet; listen on 127.0.0.1 and forward the port instead, "
-                f"as in `ssh -L 8420:127.0.0.1:8420 HOST`."
-            )
-        return self
 
     def offers(self) -> Offers:
         """What jobs may name."""

@@ -28,6 +28,7 @@ COMMANDS: dict[str, CommandRow] = {
     "score-saes": CommandRow("scripts.score_saes", "score", "Rank SAEs on safety concepts before explaining."),
     "serve": CommandRow("scripts.serve", "serve", "Serve the database: REST and web page."),
     "worker": CommandRow("scripts.worker", "work", "Run jobs that the service was asked for."),
+    "keys": CommandRow("scripts.keys", "keys", "Make, list and revoke API keys."),
     "migrate": CommandRow("scripts.migrate", "migrate", "Bring a database to this schema."),
     "find-refusal-direction": CommandRow(
         "scripts.find_refusal_direction", "find_refusal_direction", "Find a refusal direction, test it, read it."

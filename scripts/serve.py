@@ -16,10 +16,12 @@ from typing import Annotated
 
 import typer
 import uvicorn
+from sqlalchemy import Engine
 
 from api.main import create_app
-from api.settings import ServiceSettings
-from db.engine import database_name, make_engine
+from api.settings import LOOPBACK_NAMES, ServiceSettings, listens_on_loopback
+from db.engine import database_name, make_engine, reading
+from db.keys import list_keys
 from db.migrate import require_head
 from safe_sail.errors import BadSettings
 from scripts.options import DEFAULT_DATABASE, DatabaseUrl, Device, environment_for
@@ -32,7 +34,7 @@ END_SECONDS = 20.0
 
 def serve(
     database: DatabaseUrl = DEFAULT_DATABASE,
-    host: Annotated[str, typer.Option(help="Loopback address to listen on; others are refused.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback, keys are needed.")] = "127.0.0.1",
     with_worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Run jobs too, in another process.")] = True,
     device: Device = "cpu",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 lets the system choose.")] = 8420,
@@ -40,13 +42,15 @@ def serve(
     """Serve until interrupted.
 
     Raises:
-        BadSettings: the host is not a loopback address, or the port is taken.
+        BadSettings: the host is beyond loopback and there is no key or no name for it, or the port is taken.
         DatabaseUnreachable: there is no database yet, or it does not answer.
         SchemaOutOfDate: it has another schema; the message says what to type.
     """
     settings = ServiceSettings(database_url=database, host=host, port=port)
     engine = make_engine(settings.database_url, read_only=True)
     require_head(engine)
+    if not listens_on_loopback(host):
+        _require_keys(engine, settings)
     engine.dispose()
     app = create_app(settings)
     with _listen(host, port) as door:
@@ -56,6 +60,21 @@ def serve(
         helper = _worker(database, device) if with_worker else nullcontext()
         with helper, suppress(KeyboardInterrupt):  # the server has ended in good order by then
             uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).run(sockets=[door])
+
+
+def _require_keys(engine: Engine, settings: ServiceSettings) -> None:
+    with reading(engine) as session:
+        has_keys = any(key.revoked is None for key in list_keys(session))
+    if not has_keys:
+        raise BadSettings(
+            f"host {settings.host!r} is not a loopback address, so every request needs an API key, and there is none; "
+            f"type `safe-sail keys create NAME`, or listen on 127.0.0.1 and forward the port."
+        )
+    if settings.allowed_hosts == LOOPBACK_NAMES:
+        raise BadSettings(
+            f"host {settings.host!r} is not a loopback address; SAFE_SAIL_ALLOWED_HOSTS must say by which names the "
+            f'service may be called, as ["sail.example.org"].'
+        )
 
 
 @contextmanager

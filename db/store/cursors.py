@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +33,8 @@ def read_cursor(sort: str, cursor: str) -> LastRow:
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         kind, value, sae_key, index = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-        if kind != sort or type(value) not in (int, float):
+        # Python's JSON reads NaN and Infinity, which the databases order differently
+        if kind != sort or type(value) not in (int, float) or not math.isfinite(value):
             raise ValueError("other fields than expected")
         if any(type(part) is not int or not 0 <= part < 2**31 for part in (sae_key, index)):
             raise ValueError("other keys than expected")

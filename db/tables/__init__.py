@@ -9,6 +9,7 @@ from db.tables.directions import DirectionEvaluationRow, DirectionReadingRow, Di
 from db.tables.features import ContextsRow, ExplanationRow, ExplanationScoreRow, FeatureRow
 from db.tables.interventions import InterventionScoreRow
 from db.tables.jobs import JobEventRow, JobRow
+from db.tables.keys import ApiKeyRow
 from db.tables.ledger import LedgerRow
 from db.tables.links import FeatureLinkRow, LinkStudyRow
 from db.tables.neurons import GuardRow, NeuronSearchRow, NeuronTaxRow
@@ -18,6 +19,7 @@ from db.tables.scoring import ConceptScoreRow, SaeFactsRow, SaeRankingRow, SaeSc
 from db.tables.subjects import ConceptRow, ModelRow, RunRow, SaeRow
 
 __all__ = [
+    "ApiKeyRow",
     "Base",
     "ConceptRow",
     "ConceptScoreRow",

@@ -9,7 +9,6 @@ from api.main import create_app
 from api.problems import PROBLEMS, kind_of
 from api.settings import ServiceSettings
 from safe_sail import errors
-from safe_sail.errors import BadSettings
 from tests.api.conftest import client_of
 from tests.api.seed import BEST
 
@@ -76,7 +75,19 @@ def test_a_bad_parameter_is_422_and_named(client: TestClient, path: str, where: 
     assert [entry["where"] for entry in problem["errors"]] == [where]
 
 
-@pytest.mark.parametrize("cursor", ["x", "%00", "bnVsbA", "WyJpbmRleCIsMCwtMV0", "W10", "%F0%9F%92%A5"])
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "x",
+        "%00",
+        "bnVsbA",
+        "WyJpbmRleCIsIE5hTiwgMV0",
+        "WyJpbmRleCIsIEluZmluaXR5LCAxXQ",
+        "WyJpbmRleCIsMCwtMV0",
+        "W10",
+        "%F0%9F%92%A5",
+    ],
+)
 def test_a_bad_cursor_is_422(client: TestClient, cursor: str):
     assert "is no cursor" in problem_of(client, f"{FEATURES}?cursor={cursor}", 422)["detail"]
 
@@ -160,12 +171,6 @@ def test_every_library_error_has_a_problem():
         found = getattr(errors, name)
         if isinstance(found, type) and issubclass(found, errors.SafeSailError):
             assert kind_of(found("message")) in PROBLEMS.values()
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", ""])
-def test_a_bind_beyond_loopback_is_refused_with_the_reason(host: str):
-    with pytest.raises(BadSettings, match="API keys"):
-        ServiceSettings(host=host)
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):

@@ -16,11 +16,6 @@ from scripts.serve import serve
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_bind_beyond_loopback_is_refused(database_url: str):
-    with pytest.raises(BadSettings, match=r"0\.0\.0\.0.*loopback"):
-        serve(database=database_url, host="0.0.0.0", port=8420)
-
-
 def test_a_missing_database_is_refused_with_the_command_to_type(tmp_path: Path):
     with pytest.raises(StoreError, match="safe-sail "):
         serve(database=f"sqlite:///{tmp_path / 'none.db'}", host="127.0.0.1", port=8420)

@@ -3,6 +3,16 @@ CREATE TABLE alembic_version (
 	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 );
 
+CREATE TABLE api_key (
+	prefix TEXT NOT NULL,
+	secret_sha256 TEXT NOT NULL,
+	name TEXT NOT NULL,
+	scope TEXT NOT NULL,
+	created DATETIME NOT NULL,
+	revoked DATETIME,
+	CONSTRAINT pk_api_key PRIMARY KEY (prefix)
+);
+
 CREATE TABLE concept (
 	name TEXT NOT NULL,
 	category TEXT NOT NULL,

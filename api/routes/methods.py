@@ -1,0 +1,137 @@
+"""What the methods beside SAE scoring found: refusal directions, safety neurons, guards, links of features."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+
+from api.deps import SLUG_PATTERN, FeatureIndex, SaeSlug, SessionDep, ShortText
+from api.wire import as_wire, list_of, one_of
+from db import store
+from db.store import Kept
+from safe_sail.errors import NotFound
+from safe_sail.records import (
+    Direction,
+    DirectionEvaluation,
+    DirectionReading,
+    DirectionSearch,
+    FeatureId,
+    GuardEvaluation,
+    LinkKind,
+    LinkStudy,
+    NeuronSearch,
+    NeuronTax,
+)
+
+router = APIRouter()
+
+Slug = Annotated[str, Path(pattern=SLUG_PATTERN, max_length=200, description="Slug, as the list has it.")]
+Limit = Annotated[int, Query(ge=1, le=200, description="Records to list at most.")]
+OfModel = Annotated[ShortText | None, Query(description="Only those of this model.")]
+
+
+def _kept(kept: Kept[Any]) -> dict[str, Any]:
+    return {"record": as_wire(kept.record), "run_id": kept.run_id}
+
+
+def _listed(found: Sequence[Kept[Any]]) -> dict[str, Any]:
+    return {"items": [_kept(one) for one in found], "next_cursor": None}
+
+
+def _found(kept: Kept[Any] | None, what: str, slug: str) -> dict[str, Any]:
+    if kept is None:
+        raise NotFound(f"direction `{slug}` has no {what} yet; `safe-sail find-refusal-direction` makes both.")
+    return _kept(kept)
+
+
+# --------------------------------------------------------------------------------------------- directions
+
+
+@router.get("/directions", tags=["directions"], response_model=list_of(DirectionSearch))
+def get_direction_searches(session: SessionDep, model: OfModel = None, limit: Limit = 50) -> Any:
+    """Searches for refusal directions, whole: candidates, selection, trials and the direction, if one was confirmed."""
+    return _listed(store.list_direction_searches(session, model_id=model, limit=limit))
+
+
+@router.get("/directions/{slug}", tags=["directions"], response_model=one_of(Direction))
+def get_direction(session: SessionDep, slug: Slug) -> Any:
+    """One direction with its vectors."""
+    return _kept(store.load_direction(session, slug))
+
+
+@router.get("/directions/{slug}/evaluation", tags=["directions"], response_model=one_of(DirectionEvaluation))
+def get_direction_evaluation(session: SessionDep, slug: Slug) -> Any:
+    """What the direction does on prompts that neither made nor chose it, beside random directions."""
+    return _found(store.load_direction_evaluation(session, slug), "evaluation", slug)
+
+
+@router.get("/directions/{slug}/reading", tags=["directions"], response_model=one_of(DirectionReading))
+def get_direction_reading(session: SessionDep, slug: Slug) -> Any:
+    """Where prompts stand along the direction, and which SAE features and tokens carry it."""
+    return _found(store.load_direction_reading(session, slug), "reading", slug)
+
+
+# --------------------------------------------------------------------------------------------- neurons and guards
+
+
+@router.get("/neuron-sets", tags=["neurons"], response_model=list_of(NeuronSearch))
+def get_neuron_searches(session: SessionDep, model: OfModel = None, limit: Limit = 50) -> Any:
+    """Searches for safety neurons between two models: the most changed ones, and what patching them does."""
+    return _listed(store.list_neuron_searches(session, model_id=model, limit=limit))
+
+
+@router.get("/neuron-sets/{slug}", tags=["neurons"], response_model=one_of(NeuronSearch))
+def get_neuron_search(session: SessionDep, slug: Slug) -> Any:
+    """One search for safety neurons."""
+    return _kept(store.load_neuron_search(session, slug))
+
+
+@router.get("/neuron-taxes", tags=["neurons"], response_model=list_of(NeuronTax))
+def get_neuron_taxes(session: SessionDep, limit: Limit = 50) -> Any:
+    """Comparisons of safety and helpfulness: whether they change the same neurons."""
+    return _listed(store.list_neuron_taxes(session, limit=limit))
+
+
+@router.get("/guards", tags=["neurons"], response_model=list_of(GuardEvaluation))
+def get_guards(session: SessionDep, model: OfModel = None, limit: Limit = 50) -> Any:
+    """Guards that tell before an answer whether it will be unsafe, judged on held-out prompts."""
+    return _listed(store.list_guard_evaluations(session, model_id=model, limit=limit))
+
+
+# --------------------------------------------------------------------------------------------- links
+
+
+@router.get("/links", tags=["links"], response_model=list_of(store.LinkStudyListing, with_run=False))
+def get_link_studies(
+    session: SessionDep,
+    model: OfModel = None,
+    sae: Annotated[ShortText | None, Query(description="Only those of this SAE.")] = None,
+    limit: Limit = 50,
+) -> Any:
+    """Studies of what features are linked with, without their links, and what chance gave in the same tests."""
+    found = store.list_link_studies(session, model_id=model, sae=sae, limit=limit)
+    return {"items": [as_wire(one) for one in found], "next_cursor": None}
+
+
+@router.get("/links/{slug}", tags=["links"], response_model=one_of(LinkStudy))
+def get_link_study(session: SessionDep, slug: Slug) -> Any:
+    """One study with all its links."""
+    return _kept(store.load_link_study(session, slug))
+
+
+@router.get(
+    "/saes/{sae}/features/{index}/links", tags=["links"], response_model=list_of(store.KeptLink, with_run=False)
+)
+def get_links_of_feature(
+    session: SessionDep,
+    sae: SaeSlug,
+    index: FeatureIndex,
+    kind: Annotated[LinkKind | None, Query(description="Only links with this kind of thing.")] = None,
+    all: Annotated[bool, Query(description="Also those that were tested and are not significant.")] = False,
+    limit: Limit = 50,
+) -> Any:
+    """What one feature is linked with, by weights and by cause, strongest first."""
+    feature = FeatureId(sae=sae, index=index)
+    kinds = None if kind is None else [kind]
+    found = store.links_of_feature(session, feature, kinds=kinds, linked_only=not all, limit=limit)
+    return {"items": [as_wire(one) for one in found], "next_cursor": None}

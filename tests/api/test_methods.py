@@ -1,0 +1,107 @@
+"""What directions, neurons and links found, over REST: the records as they are kept, with sites as text."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from db import store
+from db.engine import make_engine, writing
+from db.migrate import upgrade
+from tests.api.conftest import client_of
+from tests.api.seed import BARE, BEST
+from tests.db import builders as a
+from tests.db import test_directions as of_directions
+from tests.db import test_links as of_links
+from tests.db import test_neurons as of_neurons
+
+DIRECTION, SEARCH = of_directions.direction(), of_directions.search(of_directions.direction())
+
+
+@pytest.fixture(scope="module")
+def methods_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    url = f"sqlite:///{tmp_path_factory.mktemp('methods') / 'store.db'}"
+    engine = make_engine(url)
+    upgrade(engine)
+    a.catalogue(engine)
+    with writing(engine) as session:
+        store.save_direction_search(session, SEARCH, run_id=a.RUN)
+        store.save_direction_evaluation(session, of_directions.evaluation(), run_id=a.RUN)
+        store.save_neuron_search(session, of_neurons.one_search(), of_neurons.one_change(), run_id=a.RUN)
+        study = of_links.study(of_links.link(), of_links.link(index=5, linked=False))
+        store.save_link_study(session, study, run_id=a.RUN)
+    engine.dispose()
+    with client_of(url) as client:
+        yield client
+
+
+def get(client: TestClient, path: str) -> Any:
+    answer = client.get(path)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_directions_are_answered_as_they_are_kept(methods_client: TestClient):
+    found = get(methods_client, f"/v1/directions/{DIRECTION.slug}")
+    assert found["run_id"] == a.RUN
+    assert found["record"]["site"] == str(DIRECTION.site)
+    assert found["record"]["vectors"] == [list(row) for row in DIRECTION.vectors]
+    (search,) = get(methods_client, "/v1/directions?model=tiny")["items"]
+    assert search["record"]["direction"] == found["record"]
+    assert search["record"]["outcome"] == SEARCH.outcome
+    assert get(methods_client, "/v1/directions?model=other")["items"] == []
+    judged = get(methods_client, f"/v1/directions/{DIRECTION.slug}/evaluation")
+    assert judged["record"]["slug"] == DIRECTION.slug
+    assert "no reading yet" in methods_client.get(f"/v1/directions/{DIRECTION.slug}/reading").json()["detail"]
+
+
+def test_neuron_sets_name_their_members(methods_client: TestClient):
+    (listed,) = get(methods_client, "/v1/neuron-sets?model=tiny")["items"]
+    assert listed == get(methods_client, "/v1/neuron-sets/tiny.tiny")
+    assert listed["record"]["neurons"] == [{"layer": 1, "index": 0}]
+    assert listed["record"]["second_score"]["n"] == a.estimate(1.0).n
+    assert get(methods_client, "/v1/neuron-taxes")["items"] == get(methods_client, "/v1/guards")["items"] == []
+
+
+def test_links_are_found_by_study_and_by_feature(methods_client: TestClient):
+    (study,) = get(methods_client, f"/v1/links?sae={a.SAE}")["items"]
+    assert (study["n_tested"], study["n_linked"]) == (2, 1)
+    whole = get(methods_client, f"/v1/links/{study['slug']}")["record"]
+    assert [one["target"] for one in whole["links"]] == ["L1.H0", "L1.H0"]
+    address = f"/v1/saes/{a.SAE}/features"
+    assert len(get(methods_client, f"{address}/3/links")["items"]) == 1
+    assert get(methods_client, f"{address}/5/links")["items"] == []
+    (tested,) = get(methods_client, f"{address}/5/links?all=true&kind=head")["items"]
+    assert tested["link"]["is_linked"] is False
+
+
+@pytest.mark.parametrize("path", ["directions", "neuron-sets", "links"])
+def test_an_unknown_slug_is_404(methods_client: TestClient, path: str):
+    answer = methods_client.get(f"/v1/{path}/nobody")
+    assert answer.status_code == 404
+    assert "`nobody`" in answer.json()["detail"]
+
+
+def test_the_export_has_every_known_feature_as_its_own_address_answers(client: TestClient):
+    answer = client.get(f"/v1/saes/{BEST}/export")
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    assert f'filename="{BEST}.ndjson"' in answer.headers["content-disposition"]
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    total = client.get(f"/v1/saes/{BEST}/features?limit=1").json()["total"]
+    indices = [line["feature"]["index"] for line in lines]
+    assert len(lines) == total > 0
+    assert indices == sorted(indices)
+    for line in (lines[0], lines[-1]):
+        assert line == client.get(f"/v1/saes/{BEST}/features/{line['feature']['index']}").json()
+    some = client.get(f"/v1/saes/{BEST}/export?explained=true").text.splitlines()
+    assert 0 < len(some) < total
+    assert client.get(f"/v1/saes/{BARE}/export").text == ""
+    assert client.get("/v1/saes/nobody/export").status_code == 404
+
+
+def test_the_export_crosses_pages(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+    whole = client.get(f"/v1/saes/{BEST}/export").text
+    monkeypatch.setattr("api.routes.exports._AT_ONCE", 3)
+    assert client.get(f"/v1/saes/{BEST}/export").text == whole
