@@ -4,6 +4,7 @@ safe-sail demo
 safe-sail demo --database postgresql://localhost/safe_sail --seed 3
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -16,20 +17,21 @@ from transformers.utils.logging import disable_progress_bar
 
 from db import store
 from db.engine import make_engine, writing
-from db.migrate import upgrade
+from db.migrate import current_revision, upgrade
 from safe_sail.features.baseline import Explained, explain_lexically
-from safe_sail.features.contexts import Collected, collect_contexts
+from safe_sail.features.contexts import collect_contexts
 from safe_sail.features.score import ConceptSplits, SaeConceptResult, score_saes
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.organism.concept_data import concept_dataset, organism_concepts
 from safe_sail.organism.grammar import documents
 from safe_sail.provenance import finish_run, start_run
-from safe_sail.records import RunInfo, SaeFacts
+from safe_sail.records import RunInfo
 from safe_sail.sae.facts import measure_facts
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ContextSettings, DemoSettings
 from scripts.demo_report import print_report
+from scripts.demo_results import load_results, whole_run
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.subjects import load_handle, load_saes, save_subjects
 
@@ -47,21 +49,35 @@ def demo(
     """Score the organism's SAEs on its safety concepts, explain their best features, and store everything."""
     disable_progress_bar()  # transformers' own; ours says what is being done
     settings = DemoSettings(n_features=n_features)
+    engine = make_engine(database)
+    run = None
+    if current_revision(engine) is not None:
+        upgrade(engine)
+        run = whole_run(engine, asdict(settings), seed=seed, device=device)
+    if run is None:
+        run = _run(engine, settings, seed=seed, device=device)
+    else:
+        print(f"all of this was done by run {run.run_id}; this is what it kept.", file=sys.stderr)
+    found = load_results(engine, run)
+    engine.dispose()
+    print_report(found, database=database, as_json=as_json)
+
+
+def _run(engine: Engine, settings: DemoSettings, *, seed: int, device: str) -> RunInfo:
+    """The finished run; everything is in the database."""
     model = load_handle(None, None, device=device, dtype="float32")
     saes = load_saes(None, model, device=device)
-    engine = make_engine(database)
-    upgrade(engine)
+    upgrade(engine)  # only now: a demo that cannot load its model leaves no database behind
     run = start_run("demo", settings=asdict(settings), seed=seed, device=str(model.device))
     save_subjects(engine, run, model, saes, organism_concepts(), source="the embedded organism")
-    facts = _measure(engine, run, model, saes, settings.contexts)
+    _measure(engine, run, model, saes, settings.contexts)
     results = _score(engine, run, model, saes, settings)
-    explained, collected = _explain(engine, run, model, saes, results, settings)
+    _explain(engine, run, model, saes, results, settings)
     done = finish_run(run)
     with writing(engine) as session:
         assert done.finished is not None
         store.finish_run(session, run.run_id, done.finished)
-    engine.dispose()
-    print_report(facts, [r.score for r in results], explained, collected, database=database, as_json=as_json)
+    return done
 
 
 def _document_batches(model: HookedModel, n: int, settings: ContextSettings, seed: int) -> Iterator[TokenBatch]:
@@ -76,14 +92,13 @@ def _document_batches(model: HookedModel, n: int, settings: ContextSettings, see
 
 def _measure(
     engine: Engine, run: RunInfo, model: HookedModel, saes: Sequence[SAEHandle], settings: ContextSettings
-) -> list[SaeFacts]:
+) -> None:
     # Another seed than the corpus of contexts, so that no figure is measured on texts that chose anything.
     batches = list(_document_batches(model, N_FACT_DOCUMENTS, settings, run.seed + 1))
     facts = measure_facts(model, saes, _watched(batches, "reconstruction"))
     with writing(engine) as session:
         for one in facts:
             store.save_sae_facts(session, one, run_id=run.run_id)
-    return facts
 
 
 def _score(
@@ -117,7 +132,7 @@ def _explain(
     saes: Sequence[SAEHandle],
     results: Sequence[SaeConceptResult],
     settings: DemoSettings,
-) -> tuple[list[Explained], list[Collected]]:
+) -> None:
     chosen = {sae.ref.slug: _chosen_features(sae.ref.slug, results, settings.n_features) for sae in saes}
     generator = torch.Generator().manual_seed(run.seed)
     batches = list(_document_batches(model, settings.contexts.n_documents, settings.contexts, run.seed))
@@ -148,7 +163,6 @@ def _explain(
         store.save_context_samples(session, [one.sample for one in collected], run_id=run.run_id)
         store.save_explanations(session, [e.explanation for e in explained if e.explanation], run_id=run.run_id)
         store.save_explanation_scores(session, [e.score for e in explained if e.score], run_id=run.run_id)
-    return explained, collected
 
 
 def _chosen_features(slug: str, results: Sequence[SaeConceptResult], n: int) -> list[int]:

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from safe_sail.features.baseline import Explained
-from safe_sail.features.contexts import Collected
 from safe_sail.records import Context, Estimate, SaeFacts, SaeScore
+from scripts.demo_results import DemoResults
 
+SILENT = "it is silent on every context that may explain it"
 N_SHOWN = 10
 WIDTH = 112
 """Columns of the printed tables where there is no terminal to ask."""
@@ -22,33 +22,43 @@ CONTEXT_TOKENS = 9
 """Tokens shown on either side of the peak."""
 
 
-def print_report(
-    facts: Sequence[SaeFacts],
-    scores: Sequence[SaeScore],
-    explained: Sequence[Explained],
-    collected: Sequence[Collected],
-    *,
-    database: str,
-    as_json: bool,
-) -> None:
-    """Print which SAE carries the concepts, ten features of it, and what to type next."""
+def print_report(results: DemoResults, *, database: str, as_json: bool) -> None:
+    """Print which SAE carries the concepts, ten features of it, what it cost, and what to type next."""
     if as_json:
         found = {
-            "facts": [asdict(one) for one in facts],
-            "scores": [asdict(one) for one in scores],
+            "facts": [asdict(one) for one in results.facts],
+            "scores": [asdict(one) for one in results.scores],
             "explanations": [
-                {"feature": str(e.feature), "text": e.explanation and e.explanation.text, "failure": e.reason}
-                for e in explained
+                {"feature": str(feature), "text": one.explanation and one.explanation.text,
+                 "failure": "" if one.explanation else SILENT}
+                for feature, one in results.features.items()
             ],
-        }
+        }  # fmt: skip
         print(json.dumps(found, indent=2))
         return
     console = Console(
         highlight=False, soft_wrap=False, width=max(WIDTH, Console().width) if Console().is_terminal else WIDTH
     )
-    winner = _print_saes(console, facts, scores)
-    _print_features(console, winner, scores, explained, collected)
-    _print_next(console, explained, database)
+    winner = _print_saes(console, results.facts, results.scores)
+    _print_concepts(console, results.scores)
+    _print_features(console, winner, results)
+    _print_next(console, results, database)
+
+
+def _print_concepts(console: Console, scores: Sequence[SaeScore]) -> None:
+    table = Table(title="Which SAE has the cleanest feature of each concept?", title_justify="left", box=SIMPLE_HEAD)
+    for head in ("concept", "SAE", "feature"):
+        table.add_column(head, no_wrap=True)
+    for head in ("rate gap [95 %]", "chance", "n"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for concept in sorted({score.concept for score in scores}):
+        best = max((s for s in scores if s.concept == concept), key=lambda s: (s.rate_gap.value, s.auroc.value))
+        table.add_row(
+            concept, best.sae, f"#{best.best_feature.index}", _interval(best.rate_gap),
+            f"{best.control_rate_gap.value:+.2f}", str(best.rate_gap.n),
+        )  # fmt: skip
+    console.print(table)
+    console.print("The largest of several SAEs is a little too large: the texts that judge also choose among them.\n")
 
 
 def _print_saes(console: Console, facts: Sequence[SaeFacts], scores: Sequence[SaeScore]) -> str:
@@ -84,13 +94,7 @@ def _print_saes(console: Console, facts: Sequence[SaeFacts], scores: Sequence[Sa
     return ranked[0].sae
 
 
-def _print_features(
-    console: Console,
-    winner: str,
-    scores: Sequence[SaeScore],
-    explained: Sequence[Explained],
-    collected: Sequence[Collected],
-) -> None:
+def _print_features(console: Console, winner: str, results: DemoResults) -> None:
     table = Table(
         title=f"What the best features of {winner} fire on", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 1, 1)
     )
@@ -98,15 +102,13 @@ def _print_features(
     table.add_column("rate gap\n[95 %]", no_wrap=True)
     table.add_column("explanation, made without an LLM\nstrongest context", ratio=1)
     table.add_column("agrees [95 %]\nothers' explanations", no_wrap=True)
-    by_feature = {e.feature: e for e in explained}
-    contexts = {one.top.feature: one.top.contexts for one in collected}
-    best = sorted((s for s in scores if s.sae == winner), key=lambda s: -s.rate_gap.value)
+    best = sorted((s for s in results.scores if s.sae == winner), key=lambda s: -s.rate_gap.value)
     for score in best[:N_SHOWN]:
-        found = by_feature[score.best_feature]
-        says = Text(found.explanation.text if found.explanation else f"not explained: {found.reason}")
-        if contexts[score.best_feature]:
+        found = results.features[score.best_feature]
+        says = Text(found.explanation.text if found.explanation else f"not explained: {SILENT}")
+        if found.strongest is not None:
             says.append("\n")
-            says.append_text(highlighted(contexts[score.best_feature][0]))
+            says.append_text(highlighted(found.strongest))
         agrees = f"{_interval(found.score.score)}\n{found.score.control.value:+.2f}" if found.score else "-"
         gap = _interval(score.rate_gap).replace(" ", "\n", 1)
         table.add_row(f"{score.concept}\n#{score.best_feature.index}", gap, says, agrees)
@@ -117,12 +119,16 @@ def _print_features(
     )
 
 
-def _print_next(console: Console, explained: Sequence[Explained], database: str) -> None:
-    failed = sum(e.explanation is None for e in explained)
-    unscored = sum(e.explanation is not None and e.score is None for e in explained)
+def _print_next(console: Console, results: DemoResults, database: str) -> None:
+    found = results.features.values()
+    failed = sum(one.explanation is None for one in found)
+    unscored = sum(one.explanation is not None and one.score is None for one in found)
     option = "" if database == "sqlite:///safe-sail.db" else f" --database {database}"
+    assert results.run.finished is not None
+    seconds = (results.run.finished - results.run.started).total_seconds()
     console.print(
-        f"{len(explained) - failed} features explained, {failed} without explanation, {unscored} without score.\n"
+        f"{len(found) - failed} features explained, {failed} without explanation, {unscored} without score.\n"
+        f"Cost: {seconds:.0f} seconds on {results.run.device}; no language model was asked: 0 tokens, 0 dollars.\n"
         f"All kept in {database}\nLook at them:  [bold]safe-sail serve{option}[/bold]   then open http://127.0.0.1:8420"
     )
 

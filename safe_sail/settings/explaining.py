@@ -49,7 +49,7 @@ class JudgeSettings:
     """How a language model judges explanations."""
 
     method: JudgeMethod = JudgeMethod.SEGMENT_SIMULATION
-    """Segments take a quarter of the tokens of a token simulation; detection and fuzzing judge whole texts."""
+    """Segments take under 0.4 of the tokens of a token simulation; detection and fuzzing judge whole texts."""
     n_contexts: int = 20
     """Contexts in one call, active and silent ones together, half of each where both are kept."""
     max_calls: int = 1

@@ -7,15 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from urllib.request import urlopen
 
 import pytest
 
 from db import store
-from db.engine import make_engine, reading
+from db.engine import make_engine, reading, writing
 from safe_sail.organism.grammar import CONCEPTS
 from safe_sail.organism.load import organism_sae_paths
 from safe_sail.records import FeatureId
+from scripts.demo_results import whole_run
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +50,8 @@ def test_demo_prints_the_winner_its_features_and_the_next_command(printed: str, 
     for slug in organism_sae_paths():
         assert slug in printed
     assert "chance: shuffled labels" in printed
+    assert "Which SAE has the cleanest feature of each concept?" in printed
+    assert "no language model was asked: 0 tokens, 0 dollars" in printed
     assert f"safe-sail serve --database {database}" in " ".join(printed.split())
 
 
@@ -90,16 +94,49 @@ def test_best_features_fire_on_their_concepts_words(printed: str, database: str)
 
 
 def test_a_second_run_finds_the_same_and_doubles_nothing(printed: str, database: str):
+    started = time.monotonic()
     first = json.loads(demo(database, "--json"))
+    # the first run takes minutes; importing the command and reading take seconds, also on a busy machine
+    assert time.monotonic() - started < 60
     engine = make_engine(database, read_only=True)
     with reading(engine) as session:
         assert len(store.list_saes(session)) == len(organism_sae_paths())
-        assert len(store.list_runs(session)) == 2
+        assert len(store.list_runs(session)) == 1, "what a whole run did is not done again"
         for score in first["scores"]:
             kept = {k.record.concept: k.record for k in store.load_sae_scores(session, score["sae"])}[score["concept"]]
             assert kept.rate_gap.value == score["rate_gap"]["value"]
             best = FeatureId(**score["best_feature"])
             assert len(store.load_explanations(session, best)) <= 1
+    engine.dispose()
+
+
+def test_explanations_of_the_demo_are_judged_again(printed: str, database: str):
+    slug = "organism.resid_post.3.topk4-1024"
+    words = ["judge-explanations", "--database", database, "--sae", slug, "--method", "detection", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.main", *words], capture_output=True, text=True, check=False, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["judged"] + sum(found["failed"].values()) == N_FEATURES
+    assert "contexts_not_kept" not in found["failed"]
+    assert found["judged"] > 0.7 * N_FEATURES
+
+
+def test_a_demo_whose_results_were_replaced_is_not_whole(printed: str, database: str):
+    engine = make_engine(database)
+    with reading(engine) as session:
+        (run,) = (one for one in store.list_runs(session) if one.command == "demo")
+    settings = dict(run.settings)
+    assert whole_run(engine, settings, seed=0, device="cpu") == run
+    assert whole_run(engine, settings, seed=1, device="cpu") is None
+    assert whole_run(engine, settings | {"n_features": 13}, seed=0, device="cpu") is None
+    with writing(engine) as session:
+        facts = store.load_sae_facts(session, "organism.resid_post.3.topk4-1024")
+        assert facts is not None
+        store.save_run(session, replace(run, run_id="another", command="score-saes"))
+        store.save_sae_facts(session, facts.record, run_id="another")
+    assert whole_run(engine, settings, seed=0, device="cpu") is None
     engine.dispose()
 
 

@@ -214,7 +214,7 @@ def test_two_default_calls_take_at_most_3000_prompt_tokens_a_feature():
     assert total <= 3000
 
 
-def test_segments_cost_a_quarter_of_tokens():
+def test_segments_cost_a_quarter_of_tokens_by_the_estimate():
     contexts = tuple(realistic(n, n % 2 == 0) for n in range(JudgeSettings().n_contexts))
     judged = [JudgedFeature(EXPLANATION, contexts)]
     by_segment, by_token = segments_prompt(judged), tokens_prompt(judged)
