@@ -36,7 +36,7 @@ def word(index: int) -> str:
 
 
 def prepare(engine: Engine, n_features: int) -> None:
-    """A migrated database with so many features, each with four contexts."""
+    """A migrated database with so many features, each with 24 contexts."""
     a.catalogue(engine)
     with writing(engine) as session:
         store.save_sae(session, a.sae("faults", n_features), run_id=a.RUN)
@@ -47,14 +47,14 @@ def _contexts(index: int) -> TopContexts:
     tokens = (" before", f" {word(index)}", " after")
     found = tuple(
         Context(
-            tokens=tokens, token_ids=(1, 2, 3), activations=(0.0, 9.0 - place, 0.0), peak=1,
+            tokens=tokens, token_ids=(1, 2, 3), activations=(0.0, 30.0 - place, 0.0), peak=1,
             source_id=f"{index}-{place}",
         )
-        for place in range(4)
+        for place in range(24)  # each is shown or judges by its name: some of both are needed
     )  # fmt: skip
     feature = a.FeatureId(sae="faults", index=index)
     return TopContexts(
-        feature=feature, contexts=found, n_tokens_seen=1000, density=0.01, max_activation=9.0, histogram=None
+        feature=feature, contexts=found, n_tokens_seen=1000, density=0.01, max_activation=30.0, histogram=None
     )
 
 
