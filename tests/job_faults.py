@@ -44,13 +44,12 @@ def prepare(engine: Engine, n_features: int) -> None:
 
 
 def _contexts(index: int) -> TopContexts:
-    tokens = (" before", f" {word(index)}", " after")
     found = tuple(
         Context(
-            tokens=tokens, token_ids=(1, 2, 3), activations=(0.0, 30.0 - place, 0.0), peak=1,
+            tokens=(f" before{place}", f" {word(index)}", " after"), token_ids=(1, 2, 3), activations=(0.0, 30.0 - place, 0.0), peak=1,
             source_id=f"{index}-{place}",
         )
-        for place in range(24)  # each is shown or judges by its name: some of both are needed
+        for place in range(24)  # each is shown or judges by its text: some of both are needed
     )  # fmt: skip
     feature = a.FeatureId(sae="faults", index=index)
     return TopContexts(
