@@ -46,8 +46,8 @@ def prepare(engine: Engine, n_features: int) -> None:
 def _contexts(index: int) -> TopContexts:
     found = tuple(
         Context(
-            tokens=(f" before{place}", f" {word(index)}", " after"), token_ids=(1, 2, 3), activations=(0.0, 30.0 - place, 0.0), peak=1,
-            source_id=f"{index}-{place}",
+            tokens=(f" before{place}", f" {word(index)}", " after"),
+            token_ids=(1, 2, 3), activations=(0.0, 30.0 - place, 0.0), peak=1, source_id=f"{index}-{place}",
         )
         for place in range(24)  # each is shown or judges by its text: some of both are needed
     )  # fmt: skip
