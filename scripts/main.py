@@ -37,6 +37,9 @@ COMMANDS: dict[str, CommandRow] = {
         "scripts.find_safety_neurons", "find_safety_neurons", "Find neurons that carry alignment, and patch them."
     ),
     "guard": CommandRow("scripts.guard", "guard", "Tell before an answer whether it will be unsafe."),
+    "find-circuit": CommandRow(
+        "scripts.find_circuit", "find_circuit", "Find the heads and neurons of a safety behaviour by masks."
+    ),
     "collect-contexts": CommandRow(
         "scripts.collect_contexts", "collect_contexts", "What SAE features fire on, over a corpus."
     ),

@@ -5,6 +5,7 @@
 - `directions`: both for refusal directions, whose records are read whole.
 - `neurons`: both for safety neurons, comparisons of two aims, and guards, whose records are read whole.
 - `landscape`: what features carry each concept.
+- `circuits`: both for safety circuits, by unit, and their searches and evaluations, whole.
 - `rankings`: both for specificity of SAEs and rankings of runs, whose records are read whole.
 - `links`: studies of what features have to do with heads, neurons, circuits and directions.
 - `ledger`: what asking language models cost and how it ended, by run.
@@ -16,6 +17,15 @@
 All take a session of `db.engine.reading` or `db.engine.writing`; none commits.
 """
 
+from db.store.circuits import (
+    list_circuits,
+    load_circuit,
+    load_circuit_evaluations,
+    load_circuit_search,
+    save_circuit,
+    save_circuit_evaluation,
+    save_circuit_search,
+)
 from db.store.directions import (
     list_direction_searches,
     load_direction,
@@ -121,6 +131,7 @@ __all__ = [
     "finish_run",
     "links_of_feature",
     "links_of_target",
+    "list_circuits",
     "list_concepts",
     "list_direction_searches",
     "list_feature_gaps",
@@ -135,6 +146,9 @@ __all__ = [
     "list_sae_rankings",
     "list_saes",
     "list_tags",
+    "load_circuit",
+    "load_circuit_evaluations",
+    "load_circuit_search",
     "load_concept_scores",
     "load_context_sample",
     "load_direction",
@@ -164,6 +178,9 @@ __all__ = [
     "load_sae_scores",
     "load_sae_specificity",
     "load_top_contexts",
+    "save_circuit",
+    "save_circuit_evaluation",
+    "save_circuit_search",
     "save_concept_scores",
     "save_concepts",
     "save_context_samples",

@@ -1,6 +1,6 @@
 """Whole records as one JSON text and back, for records that are read whole and never searched inside.
 
-1. To JSON: fields by name, sites by their text, tuples as arrays.
+1. To JSON: fields by name, sites, heads and neurons by their text, tuples as arrays.
 2. Back: each field is built as its annotation says, so records validate themselves as when they were made.
 """
 
@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from safe_sail.errors import DatabaseUnreachable
+from safe_sail.records import FeatureId, HeadRef, NeuronRef, parse_unit
 from safe_sail.sites import Site
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ def from_json(kind: type[T], text: str) -> T:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Site):
+    if isinstance(value, Site | HeadRef | NeuronRef):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -55,8 +56,10 @@ def _built(kind: Any, value: Any) -> Any:
     if origin in (Union, types.UnionType):
         if value is None:
             return None
-        (kind,) = (one for one in inner if one is not types.NoneType)
-        return _built(kind, value)
+        options = [one for one in inner if one is not types.NoneType]
+        if len(options) > 1:  # several kinds occur as units alone: heads and neurons are texts, features are not
+            return _built(HeadRef if isinstance(value, str) else FeatureId, value)
+        return _built(options[0], value)
     if origin is tuple:
         kinds = [inner[0]] * len(value) if inner[1:] == (Ellipsis,) else inner
         return tuple(_built(one, each) for one, each in zip(kinds, value, strict=True))
@@ -66,6 +69,8 @@ def _built(kind: Any, value: Any) -> Any:
         return kind(value)
     if kind is Site:
         return Site.parse(value)
+    if kind in (HeadRef, NeuronRef):
+        return parse_unit(value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
         make: Any = kind

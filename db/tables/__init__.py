@@ -5,6 +5,7 @@ A row of `feature` exists as soon as anything is known of a feature; its numbers
 """
 
 from db.tables.base import Base, FloatArray, IntArray, UtcDateTime
+from db.tables.circuits import CircuitEvaluationRow, CircuitMemberRow, CircuitRow, CircuitSearchRow
 from db.tables.directions import DirectionEvaluationRow, DirectionReadingRow, DirectionRow, DirectionSearchRow
 from db.tables.features import ContextsRow, ExplanationRow, ExplanationScoreRow, FeatureRow
 from db.tables.interventions import InterventionScoreRow
@@ -21,6 +22,10 @@ from db.tables.subjects import ConceptRow, ModelRow, RunRow, SaeRow
 __all__ = [
     "ApiKeyRow",
     "Base",
+    "CircuitEvaluationRow",
+    "CircuitMemberRow",
+    "CircuitRow",
+    "CircuitSearchRow",
     "ConceptRow",
     "ConceptScoreRow",
     "ContextSampleRow",

@@ -2,7 +2,7 @@
 
 1. straight-through: 1 where sigmoid(z / T) > 1/2, with the gradient of the sigmoid.
 2. hard-concrete: a stretched, clamped sigmoid with noise, whose chance of not being 0 has a closed form.
-3. top-k: 1 at the k largest logits of each kind, with the gradient of the sigmoid: a circuit of exactly that size.
+3. top-k: 1 at the k largest logits of each kind, with the gradient passed straight through: a circuit of that size.
 """
 
 import math
@@ -31,18 +31,16 @@ def straight_through(logits: Float[Tensor, " units"], temperature: float = 1.0) 
     return _straight((soft > 0.5).to(soft), soft)
 
 
-def top_k(
-    logits: Float[Tensor, " units"], sizes: Sequence[tuple[slice, int]], temperature: float = 1.0
-) -> Float[Tensor, " units"]:
-    """1 at the largest `k` logits of each slice (ties: the lower place), else 0; the gradient is the sigmoid's.
+def top_k(logits: Float[Tensor, " units"], sizes: Sequence[tuple[slice, int]]) -> Float[Tensor, " units"]:
+    """1 at the largest `k` logits of each slice (ties: the lower place), else 0; the gradient passes straight through.
 
-    Source: the rule of Ramanujan et al. 2020, arXiv:1911.13299 (edge-popup), with the sigmoid's gradient.
+    Source: Ramanujan et al. 2020, section 3 (edge-popup), arXiv:1911.13299.
     """
     hard = torch.zeros_like(logits)
     for places, k in sizes:
         order = torch.argsort(logits.detach()[places], descending=True, stable=True)
         hard[places][order[:k]] = 1
-    return _straight(hard, torch.sigmoid(logits / temperature))
+    return _straight(hard, logits)
 
 
 def _straight(hard: Tensor, soft: Tensor) -> Tensor:

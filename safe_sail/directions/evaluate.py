@@ -19,13 +19,12 @@ from safe_sail.directions.projection import orthonormal_basis, random_directions
 from safe_sail.directions.replies import (
     Generation,
     generate_replies,
-    parts_by_length,
     random_shares,
     shares_of,
-    trimmed,
 )
 from safe_sail.errors import EmptyConcept, NoDirection
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
+from safe_sail.evaluation.replies import parts_by_length, trimmed
 from safe_sail.evaluation.utility import (
     TextLosses,
     TokenRow,

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safe_sail.directions.replies import parts_by_length, trimmed
 from safe_sail.errors import BadSettings, RefusalTokensMissing
+from safe_sail.evaluation.replies import parts_by_length, trimmed
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.records import RefusalToken

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from safe_sail.directions.replies import parts_by_length, trimmed
 from safe_sail.errors import EmptyConcept
+from safe_sail.evaluation.replies import parts_by_length, trimmed
 from safe_sail.model.chat import instruction_mask
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch, content_mask

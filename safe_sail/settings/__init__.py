@@ -3,6 +3,7 @@
 Each field says its unit and where its default comes from.
 """
 
+from safe_sail.settings.circuits import CircuitSettings
 from safe_sail.settings.demo import DemoSettings
 from safe_sail.settings.directions import DirectionSettings
 from safe_sail.settings.explaining import ExplainSettings, JudgeSettings, LexicalSettings
@@ -16,6 +17,7 @@ from safe_sail.settings.tuning import TuningSettings
 
 __all__ = [
     "ChangePositions",
+    "CircuitSettings",
     "ContextSettings",
     "DemoSettings",
     "DirectionSettings",

@@ -13,6 +13,61 @@ CREATE TABLE api_key (
 	CONSTRAINT pk_api_key PRIMARY KEY (prefix)
 );
 
+CREATE TABLE circuit (
+	slug TEXT NOT NULL,
+	model_id TEXT NOT NULL,
+	behaviour TEXT NOT NULL,
+	method TEXT NOT NULL,
+	ablation TEXT NOT NULL,
+	n_heads BIGINT NOT NULL,
+	n_neurons BIGINT NOT NULL,
+	n_features BIGINT NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_circuit PRIMARY KEY (slug),
+	CONSTRAINT fk_circuit_model_id_model FOREIGN KEY(model_id) REFERENCES model (model_id),
+	CONSTRAINT fk_circuit_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE INDEX ix_circuit_model_id ON circuit (model_id);
+
+CREATE TABLE circuit_evaluation (
+	circuit TEXT NOT NULL,
+	ablation TEXT NOT NULL,
+	record BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_circuit_evaluation PRIMARY KEY (circuit, ablation),
+	CONSTRAINT fk_circuit_evaluation_circuit_circuit FOREIGN KEY(circuit) REFERENCES circuit (slug) ON DELETE CASCADE,
+	CONSTRAINT fk_circuit_evaluation_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE TABLE circuit_member (
+	circuit TEXT NOT NULL,
+	unit TEXT NOT NULL,
+	place BIGINT NOT NULL,
+	probability DOUBLE NOT NULL,
+	CONSTRAINT pk_circuit_member PRIMARY KEY (circuit, unit),
+	CONSTRAINT fk_circuit_member_circuit_circuit FOREIGN KEY(circuit) REFERENCES circuit (slug) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_circuit_member_unit ON circuit_member (unit);
+
+CREATE TABLE circuit_search (
+	slug TEXT NOT NULL,
+	model_id TEXT NOT NULL,
+	objective TEXT NOT NULL,
+	circuit TEXT NOT NULL,
+	alone TEXT,
+	record BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_circuit_search PRIMARY KEY (slug),
+	CONSTRAINT fk_circuit_search_model_id_model FOREIGN KEY(model_id) REFERENCES model (model_id),
+	CONSTRAINT fk_circuit_search_circuit_circuit FOREIGN KEY(circuit) REFERENCES circuit (slug),
+	CONSTRAINT fk_circuit_search_alone_circuit FOREIGN KEY(alone) REFERENCES circuit (slug),
+	CONSTRAINT fk_circuit_search_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE INDEX ix_circuit_search_model_id ON circuit_search (model_id);
+
 CREATE TABLE concept (
 	name TEXT NOT NULL,
 	category TEXT NOT NULL,

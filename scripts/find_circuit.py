@@ -1,0 +1,152 @@
+"""Find the circuit of refusal or of a backdoor by masks, evaluate it beside random ones, keep and draw everything.
+
+safe-sail find-circuit
+safe-sail find-circuit --model backdoored --budget-heads 2 --budget-neurons 26 --out figures
+safe-sail find-circuit --model path/to/model --target-file target.jsonl --kept-file kept.jsonl
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tqdm import tqdm
+
+from db import store
+from db.engine import make_engine, writing
+from db.migrate import upgrade
+from safe_sail.circuits.evaluate import evaluate_circuit
+from safe_sail.circuits.masks import unit_space
+from safe_sail.circuits.objectives import aligned_batch, encoded_rows
+from safe_sail.circuits.reference import collect_baseline
+from safe_sail.circuits.search import find_circuit as find
+from safe_sail.errors import BadInput
+from safe_sail.model.handle import HookedModel
+from safe_sail.model.load import load_model
+from safe_sail.model.tokens import TokenBatch, pad_id_of
+from safe_sail.organism.load import ORGANISM_VARIANTS, organism_path, planted_units
+from safe_sail.provenance import finish_run, start_run
+from safe_sail.records import CircuitUnit
+from safe_sail.sae.load import load_sae
+from safe_sail.settings import CircuitSettings
+from scripts.circuit_report import print_report, write_files
+from scripts.circuit_texts import CircuitTexts, file_texts, organism_texts
+from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
+from scripts.subjects import save_subjects
+
+SETTINGS = CircuitSettings()
+
+
+def find_circuit(
+    model: Annotated[str, typer.Option(help="A variant of the embedded organism; a folder; a hub name.")] = "aligned",
+    behaviour: Annotated[str | None, typer.Option(help="refusal or backdoor; of the organism by its variant.")] = None,
+    target_file: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines: prompt, with_circuit, without_circuit; for a backdoor, clean."),
+    ] = None,
+    kept_file: Annotated[Path | None, typer.Option(help="JSON lines: prompt, reply; shall not change.")] = None,
+    sae: Annotated[list[str] | None, typer.Option(help="SAE whose features are masked too; with a budget.")] = None,
+    objective: Annotated[str, typer.Option(help="removal, alignment, backdoor or kl.")] = SETTINGS.objective,
+    gate: Annotated[str, typer.Option(help="top_k, straight_through or hard_concrete.")] = SETTINGS.gate,
+    ablation: Annotated[str, typer.Option(help="zero, mean or resample.")] = SETTINGS.ablation,
+    budget_heads: Annotated[int, typer.Option(min=0, help="Heads at most.")] = SETTINGS.budget_heads,
+    budget_neurons: Annotated[int, typer.Option(min=0, help="Neurons at most.")] = SETTINGS.budget_neurons,
+    budget_features: Annotated[int, typer.Option(min=0, help="SAE features at most.")] = SETTINGS.budget_features,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each seed.")] = SETTINGS.steps,
+    learning_rate: Annotated[float, typer.Option(help="Peak, of the gates' logits.")] = SETTINGS.learning_rate,
+    kept_weight: Annotated[float, typer.Option(help="Of KL where nothing shall change.")] = SETTINGS.kept_weight,
+    alone_weight: Annotated[float, typer.Option(help="Of the circuit alone.")] = SETTINGS.alone_weight,
+    n_seeds: Annotated[int, typer.Option(min=1, help="Searches, from --seed on; the best is kept.")] = 3,
+    n_train: Annotated[int, typer.Option(min=1, help="Training prompts of each group.")] = SETTINGS.n_train,
+    n_validation: Annotated[int, typer.Option(min=2, help="Validation prompts of each group.")] = SETTINGS.n_validation,
+    n_evaluate: Annotated[int, typer.Option(min=2, help="Held-out prompts of each group.")] = SETTINGS.n_evaluate,
+    n_random: Annotated[int, typer.Option(min=1, help="Random circuits behind each control.")] = SETTINGS.n_random,
+    system: Annotated[str | None, typer.Option(help="System prompt; none is sent unless given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for circuit.json and the plots.")] = None,
+    database: DatabaseUrl = DEFAULT_DATABASE,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Find, evaluate, keep and draw the circuit of a behaviour."""
+    settings = CircuitSettings(
+        objective=objective, gate=gate, ablation=ablation, budget_heads=budget_heads, budget_neurons=budget_neurons,
+        budget_features=budget_features, steps=steps, learning_rate=learning_rate, kept_weight=kept_weight,
+        alone_weight=alone_weight, n_train=n_train, n_validation=n_validation, n_evaluate=n_evaluate,
+        n_random=n_random, system=system,
+    )  # fmt: skip
+    texts = _texts(model, behaviour, target_file, kept_file, settings, seed)
+    engine = make_engine(database)
+    upgrade(engine)
+    handle = _load(model, device)
+    saes = [load_sae(name, device=device, expect_model_id=handle.model_id) for name in sae or []]
+    space = unit_space(handle, ("heads", "neurons"), saes)
+    baseline = collect_baseline(handle, space, _reference(handle, texts, settings), settings.ablation)  # type: ignore[arg-type]
+    run = start_run("find-circuit", settings=asdict(settings), seed=seed, device=str(handle.device))
+    slug = f"{handle.model_id.replace('/', '_')}.{texts.behaviour.name}"
+    with tqdm(desc="find-circuit", unit=" step", disable=None) as bar:
+
+        def report(message: str) -> None:
+            bar.set_postfix_str(message)
+            bar.update()
+
+        search = find(
+            handle, space, texts.train, texts.validation, baseline, settings, texts.behaviour, slug=slug,
+            harmless=texts.harmless, seeds=range(seed, seed + n_seeds), planted=_planted(model), progress=report,
+        )  # fmt: skip
+        evaluation = evaluate_circuit(
+            handle, space, search.circuit, texts.held_out, baseline, settings,
+            generator=torch.Generator().manual_seed(seed), judged=texts.judged, progress=report,
+        )  # fmt: skip
+    save_subjects(engine, run, handle, saes, source="the embedded organism" if model in ORGANISM_VARIANTS else model)
+    done = finish_run(run)
+    with writing(engine) as session:
+        store.save_circuit_search(session, search, run_id=run.run_id)
+        store.save_circuit_evaluation(session, evaluation, run_id=run.run_id)
+        assert done.finished is not None
+        store.finish_run(session, run.run_id, done.finished)
+    engine.dispose()
+    files = [] if out is None else write_files(search, evaluation, handle.dims, out)
+    print_report(search, evaluation, files, database=database, as_json=as_json)
+
+
+def _load(model: str, device: str) -> HookedModel:
+    if model in ORGANISM_VARIANTS:
+        return load_model(organism_path(model), device=device, dtype=torch.float32, model_id=f"organism-{model}")
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    return load_model(model, device=device, dtype=dtype, model_id=Path(model).name)
+
+
+def _texts(
+    model: str,
+    behaviour: str | None,
+    target_file: Path | None,
+    kept_file: Path | None,
+    settings: CircuitSettings,
+    seed: int,
+) -> CircuitTexts:
+    if behaviour not in (None, "refusal", "backdoor"):
+        raise BadInput(f"--behaviour: expected refusal or backdoor; got {behaviour}.")
+    if (target_file is None) != (kept_file is None):
+        raise BadInput("give both --target-file and --kept-file, or neither.")
+    if target_file is not None and kept_file is not None:
+        return file_texts(behaviour or "refusal", target_file, kept_file, settings, seed)
+    if model not in ORGANISM_VARIANTS:
+        raise BadInput(
+            f"{model} is no variant of the organism, whose prompts are known; give --target-file and --kept-file."
+        )
+    return organism_texts(behaviour or ("backdoor" if "backdoor" in model else "refusal"), settings, seed)
+
+
+def _reference(handle: HookedModel, texts: CircuitTexts, settings: CircuitSettings) -> list[TokenBatch]:
+    rows = encoded_rows(handle, texts.reference, None, settings.system)
+    pad, step = pad_id_of(handle.tokenizer), settings.batch_rows
+    return [aligned_batch(rows[first : first + step], pad).batch for first in range(0, len(rows), step)]
+
+
+def _planted(model: str) -> Sequence[CircuitUnit]:
+    if model not in ORGANISM_VARIANTS or not (organism_path(model) / "planted.json").is_file():
+        return ()
+    return planted_units(model)

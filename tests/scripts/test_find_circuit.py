@@ -1,0 +1,71 @@
+"""`safe-sail find-circuit` on a tiny model with files, and what it says to bad input."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from db import store
+from db.engine import make_engine, reading
+from db.store.whole import from_json
+from safe_sail.errors import BadInput, BadText, SafeSailError
+from safe_sail.records import Circuit
+from scripts.main import app
+from tests.tiny import TinyModels
+
+WORDS = ("fox", "dog", "bread", "home", "answer", "anger", "kind", "lazy", "quick", "brown")
+
+
+def files(folder: Path, *, lacking: str = "") -> tuple[Path, Path]:
+    target, kept = folder / "target.jsonl", folder / "kept.jsonl"
+    rows = [{"prompt": f"the {word}", "with_circuit": "no dog", "without_circuit": f"a {word}"} for word in WORDS]
+    rows[3].pop(lacking, None)
+    target.write_text("\n".join(map(json.dumps, rows)))
+    kept.write_text("\n".join(json.dumps({"prompt": f"how {word}", "reply": "at home"}) for word in WORDS))
+    return target, kept
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["find-circuit", *arguments])
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+def test_a_search_is_printed_kept_written_and_drawn(tmp_path: Path, tiny_models: TinyModels) -> None:
+    target, kept = files(tmp_path)
+    database = f"sqlite:///{tmp_path / 'kept.db'}"
+    printed = run(
+        "--model", str(tiny_models.folder("llama")), "--target-file", str(target), "--kept-file", str(kept),
+        "--steps", "2", "--n-seeds", "2", "--n-random", "1", "--budget-neurons", "2", "--out", str(tmp_path / "out"),
+        "--database", database, "--json",
+    )  # fmt: skip
+    found = json.loads(printed)
+    circuit = from_json(Circuit, json.dumps(found["search"]["circuit"]))
+    assert (len(circuit.members), circuit.n_heads, circuit.n_neurons) == (3, 8, 80)
+    engine = make_engine(database)
+    with reading(engine) as session:
+        assert store.load_circuit(session, "llama.refusal").record == circuit
+        search = store.load_circuit_search(session, "llama.refusal").record
+        (evaluation,) = store.load_circuit_evaluations(session, "llama.refusal")
+    engine.dispose()
+    assert evaluation.record.null_gap == 0.0
+    assert search.stability is not None
+    assert search.stability.seeds == (0, 1)
+    written = json.loads((tmp_path / "out" / "circuit.json").read_text())
+    assert written["search"] == found["search"]
+    for name in ("units.png", "sizes.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_input_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
+    target, kept = files(tmp_path, lacking="without_circuit")
+    with pytest.raises(BadText, match=r"row 4: expected texts .* `without_circuit` is missing"):
+        run("--model", "nowhere", "--target-file", str(target), "--kept-file", str(kept))
+    with pytest.raises(BadInput, match="give both"):
+        run("--target-file", str(target))
+    with pytest.raises(BadInput, match="no variant of the organism"):
+        run("--model", "nowhere")
+    with pytest.raises(SafeSailError, match="leaves no circuit"):
+        run("--budget-heads", "0", "--budget-neurons", "0")
