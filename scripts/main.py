@@ -61,6 +61,7 @@ COMMANDS: dict[str, CommandRow] = {
     "intervene-features": CommandRow(
         "scripts.intervene_features", "intervene_features", "Ablate and boost features; change in refusal and output."
     ),
+    "tune-circuit": CommandRow("scripts.tune_circuit", "tune", "Tune with a circuit alone, or everything but it."),
     "train-organism": CommandRow("scripts.train_organism", "train_organism", "Rebuild the model organism, checked."),
 }
 

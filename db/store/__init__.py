@@ -8,6 +8,7 @@
 - `circuits`: both for safety circuits, by unit, and their searches and evaluations, whole.
 - `rankings`: both for specificity of SAEs and rankings of runs, whose records are read whole.
 - `links`: studies of what features have to do with heads, neurons, circuits and directions.
+- `tuning`: both for studies that tune a model with a circuit.
 - `ledger`: what asking language models cost and how it ended, by run.
 - `samples`: both for what features do on texts that they did not choose.
 - `interventions`: both for what changing features does, whole.
@@ -111,6 +112,7 @@ from db.store.saving import (
     save_sae_scores,
     save_top_contexts,
 )
+from db.store.tuning import list_tuning_studies, load_tuning_study, save_tuning_study
 
 __all__ = [
     "ConceptLandscape",
@@ -149,6 +151,7 @@ __all__ = [
     "load_circuit",
     "load_circuit_evaluations",
     "load_circuit_search",
+    "list_tuning_studies",
     "load_concept_scores",
     "load_context_sample",
     "load_direction",
@@ -181,6 +184,7 @@ __all__ = [
     "save_circuit",
     "save_circuit_evaluation",
     "save_circuit_search",
+    "load_tuning_study",
     "save_concept_scores",
     "save_concepts",
     "save_context_samples",
@@ -205,4 +209,5 @@ __all__ = [
     "save_sae_scores",
     "save_sae_specificity",
     "save_top_contexts",
+    "save_tuning_study",
 ]

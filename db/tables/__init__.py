@@ -18,6 +18,7 @@ from db.tables.published import FeatureTagRow, PublishedScoreRow
 from db.tables.samples import ContextSampleRow
 from db.tables.scoring import ConceptScoreRow, SaeFactsRow, SaeRankingRow, SaeScoreRow, SaeSpecificityRow
 from db.tables.subjects import ConceptRow, ModelRow, RunRow, SaeRow
+from db.tables.tuning import TuningStudyRow
 
 __all__ = [
     "ApiKeyRow",
@@ -57,5 +58,6 @@ __all__ = [
     "SaeRow",
     "SaeScoreRow",
     "SaeSpecificityRow",
+    "TuningStudyRow",
     "UtcDateTime",
 ]

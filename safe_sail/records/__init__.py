@@ -65,6 +65,7 @@ from safe_sail.records.neurons import (
 from safe_sail.records.published import FeatureTags, PublishedScore
 from safe_sail.records.scoring import ConceptScore, SaeFacts, SaeRanking, SaeScore, SaeSpecificity, highest_first
 from safe_sail.records.subjects import Concept, FeatureId, ModelRef, SaeRef
+from safe_sail.records.tuning import TuningArm, TuningStudy
 from safe_sail.records.units import HeadRef, NeuronRef, UnitRef, parse_unit
 
 __all__ = [
@@ -144,6 +145,8 @@ __all__ = [
     "Stage",
     "SuffixStudy",
     "TopContexts",
+    "TuningArm",
+    "TuningStudy",
     "UnitNeed",
     "UnitRef",
     "UtilityCost",

@@ -1,0 +1,206 @@
+"""Tuning with a circuit against tuning everything and tuning with random circuits: safety, over-refusal, utility.
+
+1. Before tuning: refusals of held-out harmful and harmless prompts, and the loss on held-out rows of the task.
+2. Arms on the same rows in the same order: every weight of the blocks; the circuit's arm (all but the circuit, or the
+   circuit alone); the same for random circuits with as many units of each kind in each layer.
+3. Each arm is judged by whole replies, and checked for weights that changed and should not have.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from safe_sail.circuits.entries import Entries, block_entries, unit_entries, without
+from safe_sail.circuits.tuning import n_trained, tuned_copy
+from safe_sail.errors import BadInput, EmptyConcept
+from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
+from safe_sail.evaluation.refusal import Rate, judge_reply, wilson_rate
+from safe_sail.evaluation.utility import text_losses, token_rows
+from safe_sail.model.chat import render_chat
+from safe_sail.model.handle import HookedModel
+from safe_sail.records import Circuit, Estimate, FeatureId, HeadRef, NeuronRef, TuningArm, TuningStudy, UnitRef
+from safe_sail.settings import TuningSettings
+from safe_sail.sites import SiteKind
+
+Progress = Callable[[str], None]
+N_BOOTSTRAP = 1000
+
+
+class TuningTexts(NamedTuple):
+    """Rows to train on and texts to judge by; prompts without chat markup."""
+
+    task: str
+    """What the rows teach."""
+    train: Sequence[tuple[str, str]]
+    """Prompts with their replies."""
+    held_out: Sequence[tuple[str, str]]
+    """Rows of the same task that are not trained on."""
+    harmful: Sequence[str]
+    """Prompts that shall be refused."""
+    harmless: Sequence[str]
+    """Prompts that shall be answered."""
+
+
+class _Judged(NamedTuple):
+    """One model's figures, before they become a record."""
+
+    refused: Rate
+    over: Rate
+    degenerate: Rate
+    losses: Tensor
+
+
+def study_tuning(
+    handle: HookedModel,
+    circuit: Circuit,
+    texts: TuningTexts,
+    settings: TuningSettings,
+    *,
+    slug: str,
+    generator: torch.Generator,
+    progress: Progress = lambda message: None,
+) -> TuningStudy:
+    """Every arm on the same rows. The tuned copies are dropped when their figures are taken.
+
+    Raises:
+        BadInput: the circuit has no head or neuron of this model.
+        EmptyConcept: a group of texts is empty.
+        BadText: a training row has nothing to predict.
+        ChatTemplateMissing: the tokenizer has no chat template.
+    """
+    for name, group in zip(texts._fields[1:], texts[1:], strict=True):
+        if not group:
+            raise EmptyConcept(f"tuning needs texts of every group; `{name}` is empty.")
+    units, notes = _units(handle, circuit)
+    seeds = torch.randint(0, 2**31, (1,), generator=generator).tolist()
+    rows = token_rows(
+        handle.tokenizer, render_chat(handle.tokenizer, [prompt for prompt, _ in texts.train]),
+        [reply for _, reply in texts.train], end_id=handle.tokenizer.eos_token_id,
+    )  # fmt: skip
+
+    def arm(name: str, allowed: Entries) -> tuple[_Judged, int, bool]:
+        progress(name)
+        # the same seed for every arm: the same rows in the same order
+        order = torch.Generator().manual_seed(seeds[0])
+        tuned = tuned_copy(handle, rows, allowed, settings, generator=order)
+        return _judged(tuned, texts, settings), n_trained(handle, allowed, settings), _kept(handle, tuned, allowed)
+
+    progress("before")
+    weights = resample_weights(len(texts.held_out), N_BOOTSTRAP, generator)
+    arms = [_arm("before", [(_judged(handle, texts, settings), 0, True)], weights)]
+    arms.append(_arm("full", [arm("full", block_entries(handle))], weights))
+    arms.append(_arm("circuit", [arm("circuit", _allowed(handle, units, settings))], weights))
+    drawn = [random_units(handle, units, generator) for _ in range(settings.n_random)]
+    found = [arm("random circuit", _allowed(handle, some, settings)) for some in drawn]
+    arms.append(_arm("random circuit", found, weights))
+    return TuningStudy(
+        slug=slug,
+        model_id=handle.model_id,
+        circuit=circuit.slug,
+        mode=settings.mode,
+        method=settings.method,
+        task=texts.task,
+        n_rows=len(texts.train),
+        n_steps=settings.n_steps,
+        learning_rate=settings.learning_rate,
+        arms=tuple(arms),
+        notes=tuple(notes),
+    )
+
+
+def _units(handle: HookedModel, circuit: Circuit) -> tuple[list[UnitRef], list[str]]:
+    units: list[UnitRef] = [unit for unit in circuit.units if isinstance(unit, HeadRef | NeuronRef)]
+    notes = []
+    if len(units) < len(circuit.units):
+        n = sum(isinstance(unit, FeatureId) for unit in circuit.units)
+        notes.append(f"{n} SAE features of {circuit.slug} have no weights in the model and were left out.")
+    if circuit.model_id != handle.model_id:
+        notes.append(f"{circuit.slug} was found in {circuit.model_id}; the tuned model is {handle.model_id}.")
+    if not units:
+        raise BadInput(f"circuit {circuit.slug} has neither heads nor neurons, so no weights to tune or to keep.")
+    return units, notes
+
+
+def _allowed(handle: HookedModel, units: Sequence[UnitRef], settings: TuningSettings) -> Entries:
+    """What may be trained: key and value rows count as the circuit's with all their heads, and are kept with any."""
+    if settings.mode == "only":
+        return unit_entries(handle, units, shared="whole")
+    return without(block_entries(handle), unit_entries(handle, units, shared="touched"))
+
+
+def random_units(handle: HookedModel, units: Sequence[UnitRef], generator: torch.Generator) -> list[UnitRef]:
+    """Random units, as many of each kind in each layer."""
+    drawn: list[UnitRef] = []
+    for site, n in sorted(Counter(unit.site for unit in units).items()):
+        kind = HeadRef if site.kind is SiteKind.HEAD_OUT else NeuronRef
+        order = torch.randperm(handle.site_shape(site)[0], generator=generator)[:n].tolist()
+        drawn += [kind(site.layer or 0, index) for index in order]
+    return drawn
+
+
+@torch.no_grad()
+def _kept(before: HookedModel, after: HookedModel, allowed: Entries) -> bool:
+    """Whether every number that was not to be trained is bit-equal."""
+    parameters = dict(after.model.named_parameters())
+    for name, old in before.model.named_parameters():
+        same = (old == parameters[name]).flatten()
+        if name in allowed:
+            same[allowed[name].to(same.device)] = True
+        if not bool(same.all()):
+            return False
+    return True
+
+
+def _judged(handle: HookedModel, texts: TuningTexts, settings: TuningSettings) -> _Judged:
+    labels = {
+        name: [judge_reply(reply) for reply in _replies(handle, group[: settings.n_evaluate], settings)]
+        for name, group in (("harmful", texts.harmful), ("harmless", texts.harmless))
+    }
+    held_out = token_rows(
+        handle.tokenizer, render_chat(handle.tokenizer, [prompt for prompt, _ in texts.held_out]),
+        [reply for _, reply in texts.held_out], end_id=handle.tokenizer.eos_token_id,
+    )  # fmt: skip
+    losses = text_losses(handle, held_out)
+    both = labels["harmful"] + labels["harmless"]
+    return _Judged(
+        wilson_rate(labels["harmful"].count("refusal"), len(labels["harmful"])),
+        wilson_rate(labels["harmless"].count("refusal"), len(labels["harmless"])),
+        wilson_rate(both.count("degenerate"), len(both)),
+        losses.nats / losses.n_tokens,
+    )
+
+
+def _replies(handle: HookedModel, prompts: Sequence[str], settings: TuningSettings) -> list[str]:
+    replies: list[str] = []
+    for first in range(0, len(prompts), settings.evaluate_rows):
+        batch = handle.chat_batch(prompts[first : first + settings.evaluate_rows])
+        ids = handle.generate(batch, settings.max_new_tokens)
+        replies += handle.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return replies
+
+
+def _arm(name: str, found: Sequence[tuple[_Judged, int, bool]], weights: Tensor) -> TuningArm:
+    judged = [one for one, _, _ in found]
+    losses = torch.stack([one.losses for one in judged]).mean(0)
+    return TuningArm(
+        name=name,
+        n_trained=found[0][1],
+        n_draws=len(found),
+        safety=_share([one.refused for one in judged]),
+        over_refusal=_share([one.over for one in judged]),
+        degenerate=_share([one.degenerate for one in judged]),
+        loss=mean_estimate(losses, weights),
+        unchanged=all(kept for _, _, kept in found),
+    )
+
+
+def _share(rates: Sequence[Rate]) -> Estimate:
+    """Wilson's interval over prompts; over draws their mean, with the range of the draws."""
+    if len(rates) == 1:
+        (rate,) = rates
+        return Estimate(value=rate.share, low=min(rate.low, rate.share), high=max(rate.high, rate.share), n=rate.n)
+    shares = [rate.share for rate in rates]
+    return Estimate(value=sum(shares) / len(shares), low=min(shares), high=max(shares), n=len(shares))

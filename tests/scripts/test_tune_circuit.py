@@ -1,0 +1,115 @@
+"""The command from options to database: the organism's planted circuit, and a circuit and texts from files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+
+from db import store
+from db.engine import make_engine, reading
+from safe_sail.circuits.tuning_study import TuningTexts, random_units, study_tuning
+from safe_sail.errors import BadInput, CorpusUnreadable, EmptyConcept, ImportUnreadable
+from safe_sail.model.handle import HookedModel
+from safe_sail.records import Circuit, CircuitMember, HeadRef, NeuronRef, UnitRef
+from safe_sail.settings import TuningSettings
+from scripts.tune_circuit import tune
+from tests.deep import deep, texts
+
+import torch  # isort: skip
+
+UNITS: tuple[UnitRef, ...] = (HeadRef(0, 1), HeadRef(2, 0), HeadRef(2, 1), NeuronRef(1, 4), NeuronRef(3, 30))
+FEW = TuningSettings(n_steps=2, batch_rows=2, n_evaluate=3, n_random=2, max_new_tokens=3, learning_rate=1e-2)
+
+
+def circuit(units: tuple[UnitRef, ...] = UNITS, model_id: str = "deep") -> Circuit:
+    return Circuit(
+        slug="deep.some", model_id=model_id, behaviour="refusal", method="given", ablation="zero",
+        members=tuple(CircuitMember(unit=unit, probability=1.0) for unit in units), n_heads=20, n_neurons=200,
+    )  # fmt: skip
+
+
+def some_texts() -> TuningTexts:
+    pairs = list(zip(texts(6, 1), texts(6, 2), strict=True))
+    return TuningTexts("a task", pairs[:4], pairs[4:], texts(3, 3), texts(4, 4))
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedModel:
+    return deep()
+
+
+@pytest.mark.parametrize("mode", ["excluded", "only"])
+@pytest.mark.parametrize("method", ["rows", "low_rank"])
+def test_every_arm_trains_what_it_may_and_is_judged_alike(model: HookedModel, mode: str, method: str) -> None:
+    settings = TuningSettings(
+        mode=mode, method=method, n_steps=2, batch_rows=2, n_evaluate=3, n_random=2, max_new_tokens=3, rank=2,
+        learning_rate=1e-2,
+    )  # fmt: skip
+    study = study_tuning(model, circuit(), some_texts(), settings, slug="s", generator=torch.Generator().manual_seed(0))
+    before, full, ours, random = study.arms
+    assert [arm.name for arm in study.arms] == ["before", "full", "circuit", "random circuit"]
+    assert all(arm.unchanged for arm in study.arms)
+    # a head: 8 rows of W_Q and of W_O, 32 wide; the pair of heads that shares keys and values: 8 rows of each more; a
+    # neuron: rows of W_in, W_gate, W_out
+    heads, neurons = 3 * 2 * 8 * 32, 2 * 3 * 32
+    shared = 2 * 8 * 32  # of heads 0 and 1 of layer 2
+    touched = shared + 2 * 8 * 32  # and of head 1 of layer 0, which shares them with head 0
+    if mode == "only":
+        assert ours.n_trained == heads + neurons + shared
+    else:
+        assert full.n_trained - ours.n_trained == heads + neurons + touched
+    assert before.n_trained == 0
+    assert (random.n_draws, ours.n_draws) == (2, 1)
+    assert (ours.safety.n, ours.over_refusal.n, random.safety.n, ours.loss.n) == (3, 3, 2, 2)
+    assert full.loss.value != before.loss.value != ours.loss.value
+
+
+def test_random_circuits_have_as_many_units_of_each_kind_in_each_layer(model: HookedModel) -> None:
+    drawn = random_units(model, UNITS, torch.Generator().manual_seed(1))
+    assert sorted(unit.site for unit in drawn) == sorted(unit.site for unit in UNITS)
+    assert len(set(drawn)) == len(UNITS)
+    assert set(drawn) != set(UNITS)
+
+
+def test_a_circuit_without_weights_or_texts_is_refused(model: HookedModel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(BadInput, match="neither heads nor neurons"):
+        study_tuning(model, circuit(()), some_texts(), FEW, slug="s", generator=generator)
+    with pytest.raises(EmptyConcept, match="`harmful` is empty"):
+        study_tuning(model, circuit(), some_texts()._replace(harmful=[]), FEW, slug="s", generator=generator)
+
+
+@pytest.mark.slow
+def test_the_command_tunes_keeps_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    database = f"sqlite:///{tmp_path / 'x.db'}"
+    tune(n_steps=2, n_evaluate=4, n_random=1, database=database)
+    shown = capsys.readouterr().out
+    assert "Safety kept: full" in shown
+    assert "bit-equal to before" in shown
+    assert "NOT" not in shown
+    engine = make_engine(database)
+    with reading(engine) as session:
+        (kept,) = store.list_tuning_studies(session)
+        assert kept.record.circuit == "organism-planted-neurons.planted"
+        # refusal sits in the planted neurons before anything is tuned
+        assert kept.record.arm("before").safety.value > 0.5
+    engine.dispose()
+
+
+def test_files_that_cannot_serve_are_named(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'x.db'}"
+    with pytest.raises(typer.BadParameter, match="or none of them"):
+        tune(model="x", database=database)
+    files = {name: tmp_path / name for name in ("units.json", "rows.jsonl", "harmful.txt", "harmless.txt")}
+    given = {"units": files["units.json"], "rows": files["rows.jsonl"], "harmful_file": files["harmful.txt"],
+             "harmless_file": files["harmless.txt"], "database": database, "model": "x"}  # fmt: skip
+    files["rows.jsonl"].write_text(json.dumps({"prompt": "a"}) + "\n")
+    with pytest.raises(ImportUnreadable, match="line 1: expected texts `prompt` and `reply`"):
+        tune(**given)
+    files["rows.jsonl"].write_text(json.dumps({"prompt": "a", "reply": "b"}) + "\n")
+    with pytest.raises(CorpusUnreadable, match="at least 5 rows"):
+        tune(**given)
+    files["rows.jsonl"].write_text((json.dumps({"prompt": "a", "reply": "b"}) + "\n") * 5)
+    with pytest.raises(CorpusUnreadable, match="one prompt a line"):
+        tune(**given)
