@@ -26,6 +26,7 @@ from safe_sail.errors import (
     UnknownArchitecture,
     UnsafeWeights,
 )
+from safe_sail.model.adapters import base_of, is_adapter, with_adapter
 from safe_sail.model.architectures import architecture_of
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.verify import verify_model
@@ -45,9 +46,12 @@ def load_model(
     device_map: str | dict[str, Any] | None = None,
     attn_implementation: str | None = None,
     model_id: str | None = None,
+    base: str | Path | None = None,
     verify: bool = True,
 ) -> HookedModel:
     """A model and its tokenizer, in evaluation mode, without grad on its parameters.
+
+    A folder of a PEFT adapter is loaded on `base`, or on the base that it names, and merged (`model/adapters.py`).
 
     `device` is None exactly when `device_map` places the blocks. `model_id` defaults to the hub name or the folder's
     name. A tokenizer without a padding token pads with its end-of-text token; batches carry their own mask, so that
@@ -67,7 +71,15 @@ def load_model(
     is_folder = Path(source).exists() or isinstance(path_or_name, Path) or source.startswith((".", "/", "~"))
     if is_folder:
         source = str(Path(source).expanduser())
+        if is_adapter(Path(source)):
+            below = load_model(
+                base_of(Path(source)) if base is None else base, device=device, dtype=dtype, device_map=device_map,
+                attn_implementation=attn_implementation, verify=False,
+            )  # fmt: skip
+            return _adapted(below, Path(source), model_id, verify)
         _check_folder(Path(source))
+    if base is not None:
+        raise BadSettings(f"{source}: a base model was given, and this is no adapter folder; leave it out.")
     config = read_config(source)
     class_names = getattr(config, "architectures", None) or [f"(none named, model type {config.model_type})"]
     architecture_of(class_names[0], config)
@@ -92,6 +104,16 @@ def load_model(
     model.eval().requires_grad_(False)
     name = model_id or (Path(source).resolve().name if is_folder else source)
     handle = HookedModel(model, load_tokenizer(source), row, model_id=name)
+    if verify:
+        verify_model(handle)
+    return handle
+
+
+def _adapted(below: HookedModel, folder: Path, model_id: str | None, verify: bool) -> HookedModel:
+    model = with_adapter(below.model, below.architecture, folder).eval().requires_grad_(False)
+    own = any((folder / name).exists() for name in _TOKENIZER_FILES)
+    tokenizer = load_tokenizer(folder) if own else below.tokenizer
+    handle = HookedModel(model, tokenizer, below.architecture, model_id=model_id or folder.resolve().name)
     if verify:
         verify_model(handle)
     return handle
