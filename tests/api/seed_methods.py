@@ -14,6 +14,11 @@ from safe_sail.records import (
     Estimate,
     FeatureAlignment,
     FeatureId,
+    FeatureLink,
+    LinkFlow,
+    LinkKind,
+    LinkMeasure,
+    LinkStudy,
     NeuronChange,
     NeuronRef,
     NeuronSearch,
@@ -63,6 +68,7 @@ def fill_methods(session: Session, saes: list[str], widths: dict[str, int], run_
         text_source="second", n_texts=200, n_empty=0, n_positions=900, scores=((), (0.1,) * 8, (0.2,) * 8),
     )  # fmt: skip
     store.save_neuron_search(session, neuron_search(), change, run_id=run_id)
+    store.save_link_study(session, link_study(saes[0]), run_id=run_id)
     cosines = {name: tuple(about(0.1 * layer * sign) for layer in range(4)) for name, sign in
                (("aligned harmful", 1), ("aligned harmless", -1))}  # fmt: skip
     aligned = [FeatureAlignment(feature=FeatureId(sae=saes[0], index=i), cosine=c, p_value=p)
@@ -71,6 +77,30 @@ def fill_methods(session: Session, saes: list[str], widths: dict[str, int], run_
                          n_random=1000)  # fmt: skip
     store.save_direction_reading(session, DirectionReading(direction=REFUSAL, cosines=cosines, saes=(reading,)),
                                  run_id=run_id)  # fmt: skip
+
+
+def link_study(sae: str) -> LinkStudy:
+    def measure(value: float, control_high: float) -> LinkMeasure:
+        return LinkMeasure(value=about(value), control=about(0.01, 20), control_high=control_high, shuffled=0.02,
+                           q_value=0.0004)  # fmt: skip
+
+    def link(kind: LinkKind, target: str, flow: LinkFlow, value: float, *, linked: bool = True) -> FeatureLink:
+        weights = measure(value / 2, 0.08) if kind is not LinkKind.REFUSAL else None
+        return FeatureLink(
+            feature=FeatureId(sae=sae, index=3), concept="insult", kind=kind, target=target, flow=flow,
+            weights=weights, cause=measure(value, 0.11), is_linked=linked, is_direct=linked and weights is not None,
+        )  # fmt: skip
+
+    links = (
+        link(LinkKind.HEAD, "L1.H2", LinkFlow.INTO_FEATURE, 0.61),
+        link(LinkKind.DIRECTION, REFUSAL, LinkFlow.OUT_OF_FEATURE, -0.42),
+        link(LinkKind.REFUSAL, "refusal", LinkFlow.OUT_OF_FEATURE, 0.33),
+        link(LinkKind.NEURON, "L1.N902", LinkFlow.INTO_FEATURE, 0.05, linked=False),
+    )
+    return LinkStudy(
+        slug="organism-aligned.links", model_id=_MODEL, sae=sae, ablation="mean", alpha=0.05, n_pairs={"insult": 64},
+        n_tested=4, n_linked=3, n_linked_shuffled=0, n_passes=9, notes=(), links=links,
+    )  # fmt: skip
 
 
 def neuron_search() -> NeuronSearch:

@@ -191,5 +191,20 @@ def test_ticks_are_round_few_and_enclose(low: float, high: float):
     assert float(f"{steps[0]:.2g}") == pytest.approx(steps[0])
 
 
+def test_a_feature_shows_its_links_with_both_measures_and_leads_to_the_direction(client: TestClient):
+    text = client.get(f"/saes/{BEST}/features/3", headers=HTML).text
+    block = text[text.index('id="links"') : text.index('id="runs"')]
+    rows = [re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", row)) for row in block.split("<tr>")[2:]]
+    assert ["L1.H2" in rows[0], "organism-aligned.refusal" in rows[1], "refusal" in rows[2]] == [True] * 3
+    assert len(rows) == 3  # the neuron is not linked
+    assert "0.610" in rows[0]
+    assert "0.560 to 0.660; random 0.110, swapped 0.0200" in rows[0]
+    assert "0.305" in rows[0]
+    assert "direct" in rows[0]
+    assert "not measured" in rows[2]
+    assert f'href="{REFUSAL}"' in block
+    assert 'id="links"' not in client.get(f"/saes/{BEST}/features/11", headers=HTML).text
+
+
 def test_published_features_without_scores_are_no_part_of_the_landscape(client: TestClient):
     assert BARE not in client.get("/landscape", headers=HTML).text.split("Tags that others published")[0]
