@@ -556,3 +556,15 @@ CREATE TABLE sae_specificity (
 	CONSTRAINT fk_sae_specificity_sae_key_sae FOREIGN KEY(sae_key) REFERENCES sae (sae_key)
 );
 
+CREATE TABLE tuning_study (
+	slug TEXT NOT NULL,
+	model_id TEXT NOT NULL,
+	record BLOB NOT NULL,
+	run_id TEXT NOT NULL,
+	CONSTRAINT pk_tuning_study PRIMARY KEY (slug),
+	CONSTRAINT fk_tuning_study_model_id_model FOREIGN KEY(model_id) REFERENCES model (model_id),
+	CONSTRAINT fk_tuning_study_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)
+);
+
+CREATE INDEX ix_tuning_study_model_id ON tuning_study (model_id);
+
