@@ -19,7 +19,7 @@ from scripts.options import DEFAULT_DATABASE, DatabaseUrl
 def keys(
     action: Annotated[Literal["create", "list", "revoke"], typer.Argument(help="create, list or revoke.")],
     which: Annotated[str | None, typer.Argument(help="Whose key is made; prefix of the key to revoke.")] = None,
-    scope: Annotated[Scope, typer.Option(help="read: every GET; write: jobs too; admin: metrics too.")] = Scope.READ,
+    scope: Annotated[Scope, typer.Option(help="read: every GET; write: jobs too; admin: kept for later.")] = Scope.READ,
     database: DatabaseUrl = DEFAULT_DATABASE,
 ) -> None:
     """Make, list or revoke the keys that the service asks for when it listens beyond this machine."""

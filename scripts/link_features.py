@@ -5,6 +5,7 @@ safe-sail link-features --model MODEL --sae FOLDER --concepts pairs.jsonl --dire
 safe-sail link-features --units circuits.json --graph links.json
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,7 @@ from safe_sail.model.handle import HookedModel
 from safe_sail.organism.grammar import prompts
 from safe_sail.organism.load import organism_sae_paths
 from safe_sail.provenance import finish_run, start_run
-from safe_sail.records import Direction, LinkKind, LinkStudy, RunInfo, parse_unit
+from safe_sail.records import Direction, FeatureId, LinkKind, LinkStudy, RunInfo, parse_unit
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import LinkSettings
 from scripts.concept_texts import concept_splits, concepts_of
@@ -101,7 +102,7 @@ def link(
     engine = make_engine(database)
     upgrade(engine)
     targets = _targets(engine, handle, direction, refusal_token, is_organism=model is None)
-    targets = targets._replace(sets=(*circuits, *_neuron_sets(engine, handle)))
+    targets = targets._replace(sets=sets_to_link(circuits, engine, handle.model_id))
     job = asdict(settings) | {
         "model": handle.model_id,
         "saes": [one.ref.slug for one in saes],
@@ -146,11 +147,26 @@ def _circuits(path: Path | None) -> list[UnitSet]:
     ]
 
 
-def _neuron_sets(engine: Engine, handle: HookedModel) -> list[UnitSet]:
-    """The safety neurons that the database keeps of the model."""
+def sets_to_link(given: Sequence[UnitSet], engine: Engine, model_id: str) -> tuple[UnitSet, ...]:
+    """The given sets, then the circuits and safety neurons that the database keeps of the model.
+
+    SAE features of a circuit are no part of its set: what they write is linked as features.
+
+    Raises:
+        BadInput: two sets have one name.
+    """
     with reading(engine) as session:
-        kept = store.list_neuron_searches(session, model_id=handle.model_id)
-    return [UnitSet(one.record.slug, LinkKind.NEURON_SET, one.record.neurons) for one in kept if one.record.neurons]
+        circuits = [one.record for one in store.list_circuits(session, model_id=model_id)]
+        neurons = [one.record for one in store.list_neuron_searches(session, model_id=model_id)]
+    found = list(given)
+    for circuit in circuits:
+        units = tuple(unit for unit in circuit.units if not isinstance(unit, FeatureId))
+        found += [UnitSet(circuit.slug, LinkKind.CIRCUIT, units)] if units else []
+    found += [UnitSet(one.slug, LinkKind.NEURON_SET, one.neurons) for one in neurons if one.neurons]
+    twice = sorted(slug for slug, n in Counter(one.slug for one in found).items() if n > 1)
+    if twice:
+        raise BadInput(f"sets of units need different names; got {', '.join(twice)} more than once: rename in --units.")
+    return tuple(found)
 
 
 def _require_new(graph: Path | None, saes: Sequence[SAEHandle]) -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from db import store
-from db.engine import make_engine, reading
+from db.engine import make_engine, reading, writing
 from db.interchange.graph_json import read_graph
+from db.migrate import upgrade
 from safe_sail.errors import BadInput, BadSettings, ExportRefused, NotFound
-from safe_sail.records import FeatureId, LinkKind, LinkStudy
-from scripts.link_features import ORGANISM_SAE, link
+from safe_sail.links.units import UnitSet
+from safe_sail.records import Circuit, CircuitMember, FeatureId, HeadRef, LinkKind, LinkStudy, NeuronRef
+from scripts.link_features import ORGANISM_SAE, link, sets_to_link
 from scripts.link_report import print_links
+from tests.db import builders as a
 
 
 @pytest.mark.slow
@@ -66,3 +69,24 @@ def test_what_is_not_there_is_named(tmp_path: Path):
         link(units=tmp_path / "units.json", database=database)
     with pytest.raises(ExportRefused, match="exists already"):
         link(graph=tmp_path / "units.json", n_pairs=2, database=database)
+
+
+def test_circuits_that_the_database_keeps_are_linked_without_their_sae_features(tmp_path: Path):
+    engine = make_engine(f"sqlite:///{tmp_path / 'x.db'}")
+    upgrade(engine)
+    units = (HeadRef(1, 0), NeuronRef(0, 3), FeatureId(sae="some", index=7))
+    kept = Circuit(
+        slug="tiny.refusal", model_id="tiny", behaviour="refusal", method="masks", ablation="mean",
+        members=tuple(CircuitMember(unit=unit, probability=1.0) for unit in units), n_heads=4, n_neurons=9,
+        n_features=8,
+    )  # fmt: skip
+    with writing(engine) as session:
+        store.save_run(session, a.run())
+        store.save_model(session, a.model(), run_id=a.RUN)
+        store.save_circuit(session, kept, run_id=a.RUN)
+    mine = UnitSet("mine", LinkKind.CIRCUIT, (HeadRef(0, 0),))
+    assert sets_to_link([mine], engine, "tiny") == (mine, UnitSet("tiny.refusal", LinkKind.CIRCUIT, units[:2]))
+    assert sets_to_link([mine], engine, "another") == (mine,)
+    with pytest.raises(BadInput, match=r"tiny\.refusal more than once"):
+        sets_to_link([mine._replace(slug="tiny.refusal")], engine, "tiny")
+    engine.dispose()
