@@ -1,4 +1,4 @@
-"""Records that are answered whole: the same fields over the wire, with sites and SAEs' sites as text.
+"""Records that are answered whole: the same fields over the wire, with sites, heads and neurons by name.
 
 `wire_type` makes the type that describes a record in the OpenAPI document, `as_wire` the value that fits it.
 """
@@ -10,13 +10,17 @@ from types import GenericAlias, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from api.schemas import FromRun, Listing
+from safe_sail.records import HeadRef, NeuronRef
 from safe_sail.sites import Site
+
+_NAMED = (Site, HeadRef, NeuronRef)
+"""Answered by name, as `resid_post.12`, `L3.H5`, `L3.N902`: a head and a neuron have the same fields."""
 
 
 @cache
 def wire_type(record: Any) -> Any:
     """The record's type as it is answered."""
-    if record is Site:
+    if record in _NAMED:
         return str
     if dataclasses.is_dataclass(record) and isinstance(record, type):
         hints = get_type_hints(record)
@@ -34,7 +38,7 @@ def wire_type(record: Any) -> Any:
 
 def as_wire(value: Any) -> Any:
     """The value as JSON values."""
-    if isinstance(value, Site):
+    if isinstance(value, _NAMED):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: as_wire(getattr(value, field.name)) for field in dataclasses.fields(value)}

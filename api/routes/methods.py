@@ -1,4 +1,4 @@
-"""What the methods beside SAE scoring found: refusal directions, safety neurons, guards, links of features."""
+"""What the methods beside SAE scoring found: directions, safety neurons, guards, circuits, links of features."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -11,16 +11,22 @@ from db import store
 from db.store import Kept
 from safe_sail.errors import NotFound
 from safe_sail.records import (
+    Circuit,
+    CircuitEvaluation,
+    CircuitSearch,
     Direction,
     DirectionEvaluation,
     DirectionReading,
     DirectionSearch,
     FeatureId,
     GuardEvaluation,
+    LinkFlow,
     LinkKind,
     LinkStudy,
     NeuronSearch,
     NeuronTax,
+    TuningStudy,
+    parse_unit,
 )
 
 router = APIRouter()
@@ -96,6 +102,64 @@ def get_neuron_taxes(session: SessionDep, limit: Limit = 50) -> Any:
 def get_guards(session: SessionDep, model: OfModel = None, limit: Limit = 50) -> Any:
     """Guards that tell before an answer whether it will be unsafe, judged on held-out prompts."""
     return _listed(store.list_guard_evaluations(session, model_id=model, limit=limit))
+
+
+# --------------------------------------------------------------------------------------------- circuits
+
+
+@router.get("/circuits", tags=["circuits"], response_model=list_of(Circuit))
+def get_circuits(
+    session: SessionDep,
+    model: OfModel = None,
+    unit: Annotated[
+        str | None, Query(description="Only those with this head or neuron, as L3.H5 or L3.N902.", max_length=40)
+    ] = None,
+    limit: Limit = 50,
+) -> Any:
+    """Circuits with their units and gate probabilities."""
+    holds = None if unit is None else parse_unit(unit)
+    return _listed(store.list_circuits(session, model_id=model, unit=holds, limit=limit))
+
+
+@router.get("/circuits/{slug}", tags=["circuits"], response_model=one_of(Circuit))
+def get_circuit(session: SessionDep, slug: Slug) -> Any:
+    """One circuit."""
+    return _kept(store.load_circuit(session, slug))
+
+
+@router.get("/circuits/{slug}/search", tags=["circuits"], response_model=one_of(CircuitSearch))
+def get_circuit_search(session: SessionDep, slug: Slug) -> Any:
+    """The search that ended with the circuit: sizes, seeds, stability, need of each unit."""
+    return _kept(store.load_circuit_search(session, slug))
+
+
+@router.get("/circuits/{slug}/evaluations", tags=["circuits"], response_model=list_of(CircuitEvaluation))
+def get_circuit_evaluations(session: SessionDep, slug: Slug) -> Any:
+    """What removing and isolating the circuit does on held-out prompts, beside random circuits; one per ablation."""
+    return _listed(store.load_circuit_evaluations(session, slug))
+
+
+@router.get("/circuits/{slug}/features", tags=["circuits"], response_model=list_of(store.KeptLink, with_run=False))
+def get_features_of_circuit(
+    session: SessionDep,
+    slug: Slug,
+    concept: Annotated[ShortText | None, Query(description="Only links on this concept's texts.")] = None,
+    flow: Annotated[LinkFlow | None, Query(description="Only links in this direction.")] = None,
+    all: Annotated[bool, Query(description="Also those that were tested and are not significant.")] = False,
+    limit: Limit = 50,
+) -> Any:
+    """Features that the whole circuit is linked with, strongest first."""
+    model_id = store.load_circuit(session, slug).record.model_id
+    found = store.links_of_target(
+        session, LinkKind.CIRCUIT, slug, model_id=model_id, concept=concept, flow=flow, linked_only=not all, limit=limit
+    )
+    return {"items": [as_wire(one) for one in found], "next_cursor": None}
+
+
+@router.get("/tunings", tags=["circuits"], response_model=list_of(TuningStudy))
+def get_tuning_studies(session: SessionDep, model: OfModel = None, limit: Limit = 50) -> Any:
+    """Studies that tune a model with a circuit alone or without it, beside full tuning and random circuits."""
+    return _listed(store.list_tuning_studies(session, model_id=model, limit=limit))
 
 
 # --------------------------------------------------------------------------------------------- links

@@ -1,5 +1,6 @@
 """What directions, neurons and links found, over REST: the records as they are kept, with sites as text."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +12,16 @@ from db import store
 from db.engine import make_engine, writing
 from db.migrate import upgrade
 from db.store.whole import to_json
+from safe_sail.records import HeadRef, NeuronRef
 from tests.api.conftest import client_of
 from tests.api.seed import BEST
 from tests.db import builders as a
+from tests.db import test_circuits as of_circuits
 from tests.db import test_directions as of_directions
 from tests.db import test_links as of_links
 from tests.db import test_neurons as of_neurons
 
+CIRCUIT = of_circuits.circuit(HeadRef(0, 1), NeuronRef(1, 3))
 DIRECTION, SEARCH = of_directions.direction(), of_directions.search(of_directions.direction())
 
 
@@ -31,6 +35,9 @@ def methods_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCli
         store.save_direction_search(session, SEARCH, run_id=a.RUN)
         store.save_direction_evaluation(session, of_directions.evaluation(), run_id=a.RUN)
         store.save_neuron_search(session, of_neurons.one_search(), of_neurons.one_change(), run_id=a.RUN)
+        found = dataclasses.replace(of_circuits.a_search(CIRCUIT, None), slug=CIRCUIT.slug)  # as find-circuit names it
+        store.save_circuit_search(session, found, run_id=a.RUN)
+        store.save_circuit_evaluation(session, of_circuits.an_evaluation(CIRCUIT), run_id=a.RUN)
         study = of_links.study(of_links.link(), of_links.link(index=5, linked=False))
         store.save_link_study(session, study, run_id=a.RUN)
     engine.dispose()
@@ -61,7 +68,7 @@ def test_directions_are_answered_as_they_are_kept(methods_client: TestClient):
 def test_neuron_sets_name_their_members(methods_client: TestClient):
     (listed,) = get(methods_client, "/v1/neuron-sets?model=tiny")["items"]
     assert listed == get(methods_client, "/v1/neuron-sets/tiny.tiny")
-    assert listed["record"]["neurons"] == [{"layer": 1, "index": 0}]
+    assert listed["record"]["neurons"] == ["L1.N0"]
     assert listed["record"]["second_score"]["n"] == a.estimate(1.0).n
     assert get(methods_client, "/v1/neuron-taxes")["items"] == get(methods_client, "/v1/guards")["items"] == []
 
@@ -78,7 +85,22 @@ def test_links_are_found_by_study_and_by_feature(methods_client: TestClient):
     assert tested["link"]["is_linked"] is False
 
 
-@pytest.mark.parametrize("path", ["directions", "neuron-sets", "links"])
+def test_circuits_name_their_units_and_are_found_by_one(methods_client: TestClient):
+    (listed,) = get(methods_client, "/v1/circuits?model=tiny&unit=L0.H1")["items"]
+    assert listed == get(methods_client, f"/v1/circuits/{CIRCUIT.slug}")
+    assert [one["unit"] for one in listed["record"]["members"]] == ["L0.H1", "L1.N3"]
+    assert get(methods_client, "/v1/circuits?unit=L0.H2")["items"] == []
+    assert methods_client.get("/v1/circuits?unit=L0").status_code == 422
+    search = get(methods_client, f"/v1/circuits/{CIRCUIT.slug}/search")["record"]
+    assert search["circuit"] == listed["record"]
+    (judged,) = get(methods_client, f"/v1/circuits/{CIRCUIT.slug}/evaluations")["items"]
+    assert judged["record"]["circuit"] == CIRCUIT.slug
+    assert get(methods_client, f"/v1/circuits/{CIRCUIT.slug}/features?all=true")["items"] == []
+    assert methods_client.get("/v1/circuits/nobody/features").status_code == 404
+    assert get(methods_client, "/v1/tunings")["items"] == []
+
+
+@pytest.mark.parametrize("path", ["directions", "neuron-sets", "circuits", "links"])
 def test_an_unknown_slug_is_404(methods_client: TestClient, path: str):
     answer = methods_client.get(f"/v1/{path}/nobody")
     assert answer.status_code == 404
