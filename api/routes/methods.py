@@ -32,6 +32,7 @@ from safe_sail.records import (
 router = APIRouter()
 
 Slug = Annotated[str, Path(pattern=SLUG_PATTERN, max_length=200, description="Slug, as the list has it.")]
+UNIT = r"^L(0|[1-9][0-9]*)\.[HN](0|[1-9][0-9]*)$"
 Limit = Annotated[int, Query(ge=1, le=200, description="Records to list at most.")]
 OfModel = Annotated[ShortText | None, Query(description="Only those of this model.")]
 
@@ -112,7 +113,8 @@ def get_circuits(
     session: SessionDep,
     model: OfModel = None,
     unit: Annotated[
-        str | None, Query(description="Only those with this head or neuron, as L3.H5 or L3.N902.", max_length=40)
+        str | None,
+        Query(description="Only those with this head or neuron, as L3.H5 or L3.N902.", pattern=UNIT, max_length=40),
     ] = None,
     limit: Limit = 50,
 ) -> Any:
