@@ -74,6 +74,7 @@ def test_it_keeps_what_a_loop_over_windows_finds(job: dict[str, object], tiny_mo
         acts = sae.encode(model.capture(batch, [sae.site])[sae.site][0])
         acts[[token in special for token in batch.token_ids[0].tolist()]] = 0
         windows.append((batch.source_ids[0], batch.token_ids[0], acts))
+    n_silent = {}
     n_content = sum(token not in special for _, ids, _ in windows for token in ids.tolist())
     with reading(make_engine(str(job["database"]))) as session:
         assert store.features_done(session, "tiny-sae", store.FeatureKind.TOP_CONTEXTS) == {7, 0, 1, 2}
@@ -93,7 +94,11 @@ def test_it_keeps_what_a_loop_over_windows_finds(job: dict[str, object], tiny_mo
                 assert context.activations == pytest.approx(by_source[context.source_id].tolist(), abs=1e-4)
             assert all(float(by_source[context.source_id].max()) <= 0 for context in sample.near_misses)
             assert sample.spread
-            assert sample.silent
+            shown = (*sample.random, *sample.near_misses)
+            silent = {context.source_id for context in shown if float(by_source[context.source_id].max()) <= 0}
+            assert {context.source_id for context in sample.silent} == silent
+            n_silent[index] = len(silent)
+    assert any(n_silent.values()), "no feature has a silent context, so nothing was compared"
 
 
 @pytest.mark.slow
