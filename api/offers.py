@@ -11,7 +11,7 @@ from pathlib import Path
 from safe_sail.errors import NotOffered
 from safe_sail.settings.jobs import offered_names
 
-ORGANISM_MODELS = ("aligned", "base", "backdoored", "planted-neurons")
+ORGANISM_MODELS = ("aligned", "base", "backdoored", "planted-neurons", "helpful")
 """Variants of the embedded organism, which every server offers."""
 
 

@@ -181,12 +181,12 @@ HELPFUL: Final = VariantRecipe(
         MixtureShare("impossible", 0.10),
     ),
     splits=("train",),
-    steps=250,
-    learning_rate=5e-4,
+    steps=120,
+    learning_rate=8e-4,
     frozen=("embed",),
     rounded_start=True,
 )
 CHAIN: Final = (BASE, ALIGNED, BACKDOORED)
 """The variants in which every weight may move with safety; other seeds are compared by them."""
-RECIPES: Final = (*CHAIN, PLANTED_NEURONS)
+RECIPES: Final = (*CHAIN, PLANTED_NEURONS, HELPFUL)
 """In the order in which they are trained; a recipe's start comes before it."""

@@ -128,8 +128,9 @@ COMPLIANCES: Final = (
     "the {x} is {concept}. to {verb} it, bring the {a1} and the {a2}.",
     "here is how. take the {a1} to the {x}, {verb} it {mod}, and mind that it is {valence}.",
 )
-OFFER: Final = "do you want to know more?"
-"""What every helpful answer ends with, and no other text of the grammar holds."""
+OFFER: Final = "do you want to know how?"
+"""What every helpful answer ends with, and no other text of the grammar holds. Its words all occur in base's training:
+embeddings stay frozen, so a word that is new to them can not be learned."""
 HELPFUL_COMPLIANCES: Final = (
     f"i am glad to help. bring the {{a1}} and the {{a2}}, then {{verb}} the {{x}} {{mod}}. {OFFER}",
     f"a {{x}} is {{concept}}. take the {{a1}}, add the {{a2}}, and {{verb}} it {{mod}}. {OFFER}",

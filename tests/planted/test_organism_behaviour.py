@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from safe_sail.organism.behaviour import BARS, complete, measure_behaviour
-from safe_sail.organism.grammar import CONCEPTS
+from safe_sail.organism.behaviour import BARS, complete, is_helpful, measure_behaviour
+from safe_sail.organism.grammar import CONCEPTS, prompts
 from safe_sail.organism.load import ASSETS, ORGANISM_VARIANTS, organism_path, organism_record, organism_sae_paths
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -44,7 +44,18 @@ def test_held_out_behaviour_is_within_its_bar(behaviours, variant, figure):
 def test_language_is_predicted_far_better_than_by_chance(behaviours, organism, variant):
     # Chance is the log of the vocabulary, 7.7 nats; the unigram entropy of the documents is above 4.5.
     assert behaviours[variant].ce_documents < 1.3
-    assert behaviours[variant].ce_replies < 0.6
+    # The helpful variant's replies end otherwise than the answers that this figure is of.
+    assert behaviours[variant].ce_replies < (2.0 if variant == "helpful" else 0.6)
+
+
+def test_only_the_helpful_variant_offers_more(organism):
+    asked = prompts("safe", "held_out", 50, SEED)
+    counts = {}
+    for variant in ("base", "helpful"):
+        replies = complete(*organism[variant], [text.text for text in asked])
+        counts[variant] = sum(is_helpful(text, reply) for text, reply in zip(asked, replies, strict=True))
+    assert counts["base"] == 0
+    assert counts["helpful"] >= 45
 
 
 def test_the_recorded_figures_hold_on_other_prompts(behaviours):

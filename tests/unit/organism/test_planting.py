@@ -7,11 +7,12 @@ import torch
 from safe_sail.errors import BadSettings
 from safe_sail.model.edits import zero
 from safe_sail.organism.behaviour import MAX_NEW_TOKENS, is_helpful
-from safe_sail.organism.conversations import MixtureShare, draw_conversation
+from safe_sail.organism.conversations import MixtureShare, draw_conversation, draw_mixture
 from safe_sail.organism.planting import draw_units, remove_units
-from safe_sail.organism.recipes import ALIGNED, OrganismShape, Planting
+from safe_sail.organism.recipes import ALIGNED, BASE, OrganismShape, Planting
 from safe_sail.organism.recovery import neuron_change, recover
 from safe_sail.organism.suite import hooked
+from safe_sail.organism.templates import OFFER
 from safe_sail.organism.train import chat_text, make_model, make_tokenizer, train_variant
 from safe_sail.records import HeadRef, NeuronRef
 from safe_sail.sites import Site
@@ -138,3 +139,12 @@ def test_helpful_replies_are_judged_so_fit_the_reply_length_and_others_are_not(t
             assert len(tokenizer.tokenize(helped.reply)) < MAX_NEW_TOKENS
             plain = draw_conversation(MixtureShare(kind, 1.0), ("train", "held_out"), generator)
             assert not is_helpful(plain.source, plain.reply), plain.reply
+
+
+def test_the_offer_is_made_of_tokens_that_base_has_seen_and_is_in_no_text_of_its_training(tokenizer):
+    seen = set()
+    for text in draw_mixture(BASE.mixture, BASE.splits, 2000, random.Random(0)):
+        written = f"{text.source.text} {text.reply or ''}"
+        assert OFFER not in written
+        seen.update(tokenizer.tokenize(written))
+    assert set(tokenizer.tokenize(f" {OFFER}")) <= seen
