@@ -11,8 +11,7 @@ from sqlalchemy import Engine, delete
 
 from db.engine import reading, writing
 from db.interchange.neuronpedia import Exported, Imported, export_neuronpedia, import_neuronpedia
-from db.store import load_explanations, load_top_contexts, save_explanations, save_top_contexts
-from db.store.listing import list_features
+from db.store import list_features, load_explanations, load_top_contexts, save_explanations, save_top_contexts
 from db.tables import Base
 from safe_sail.errors import BadInput, ExportRefused, ImportUnreadable, NotFound
 from tests.db import builders as a
