@@ -60,6 +60,14 @@ def test_the_form_of_every_kind_holds_settings_that_can_be_read(client: TestClie
     assert f'name="kind" value="{kind}"' in text
 
 
+def test_a_form_of_our_own_page_is_taken_though_its_origin_is_null(client: TestClient):
+    headers = HTML | {"sec-fetch-site": "same-origin", "origin": "null"}
+    answer = client.post("/jobs", data={"kind": "nothing", "settings": "{}"}, headers=headers)
+    assert answer.status_code == 422
+    for other in ({"origin": "null"}, {"origin": "null", "sec-fetch-site": "none"}, {"origin": "http://elsewhere"}):
+        assert client.post("/jobs", data={"kind": "nothing"}, headers=HTML | other).status_code == 403
+
+
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "none", None])
 @pytest.mark.parametrize("path", ["/jobs", "/jobs/x/cancel", "/jobs/x/retry"])
 def test_a_form_of_another_site_is_refused(client: TestClient, path: str, site: str | None):

@@ -80,9 +80,9 @@ def test_what_a_killed_worker_was_at_is_done_again(tmp_path: Path):
 @pytest.mark.usefixtures("cluster")
 def test_a_shard_that_kills_every_worker_ends_the_run(tmp_path: Path):
     found = RayExecutor(workers=1, retries=1).merged(lambda: squares_that_kill(tmp_path, 5, n_kills=99), GROUPS, added)
-    assert next(found) == by_hand()[0]
+    # work of later groups begins before the first group is handed out, so how many come before the end is chance
     with pytest.raises(WorkerLost, match="lost its worker 2 times"):
-        next(found)
+        list(found)
 
 
 def test_a_result_that_was_lost_with_its_machine_is_made_again(cluster: Any, tmp_path: Path):
