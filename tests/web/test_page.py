@@ -151,7 +151,8 @@ def test_a_job_is_asked_for_followed_and_cancelled(page: Page, site: str, compla
     expect(page.locator("#state")).to_have_text("queued")
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#state")).to_have_text("cancelled")
-    assert complaints == []
+    # a browser that leaves a page ends its stream of events, and calls that a failed request
+    assert [line for line in complaints if not (line.startswith("failed:") and line.endswith("/events"))] == []
 
 
 def test_page_works_without_javascript(browser: Browser, site: str):
