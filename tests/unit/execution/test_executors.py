@@ -80,9 +80,12 @@ def test_what_a_killed_worker_was_at_is_done_again(tmp_path: Path):
 @pytest.mark.usefixtures("cluster")
 def test_a_shard_that_kills_every_worker_ends_the_run(tmp_path: Path):
     found = RayExecutor(workers=1, retries=1).merged(lambda: squares_that_kill(tmp_path, 5, n_kills=99), GROUPS, added)
-    # work of later groups begins before the first group is handed out, so how many come before the end is chance
+    before: list[Counter[int]] = []
     with pytest.raises(WorkerLost, match="lost its worker 2 times"):
-        list(found)
+        before.extend(found)
+    # work of the next group begins before the first is handed out, so the first may come or not; the second never does
+    assert before == by_hand()[: len(before)]
+    assert len(before) <= 1
 
 
 def test_a_result_that_was_lost_with_its_machine_is_made_again(cluster: Any, tmp_path: Path):
