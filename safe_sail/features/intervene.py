@@ -62,7 +62,7 @@ def intervene(
         BadSettings: there are too few other features for controls, or a set has no prompt.
         ChatTemplateMissing: the tokenizer has no chat template.
     """
-    _require_writable(sae)
+    require_writable(sae)
     texts = [text for of_set in prompts.values() for text in of_set]
     if not all(prompts.values()) or not texts:
         raise BadSettings("an intervention is measured on prompts; a set has none.")
@@ -97,7 +97,12 @@ def intervene(
                 )
 
 
-def _require_writable(sae: SAEHandle) -> None:
+def require_writable(sae: SAEHandle) -> None:
+    """Nothing, where a feature can be changed in the stream by its decoder row.
+
+    Raises:
+        BadInput: the SAE has no decoder, writes elsewhere than it reads, or rescales.
+    """
     problem = ""
     if not sae.has_decoder:
         problem = "it has no decoder"

@@ -9,6 +9,7 @@ from safe_sail.settings.directions import DirectionSettings
 from safe_sail.settings.explaining import ExplainSettings, JudgeSettings, LexicalSettings
 from safe_sail.settings.interventions import InterventionSettings
 from safe_sail.settings.links import LinkSettings
+from safe_sail.settings.live import CompareSettings, TraceSettings
 from safe_sail.settings.llm import LlmSettings
 from safe_sail.settings.neurons import ChangePositions, GuardSettings, NeuronSettings, TextSource
 from safe_sail.settings.scoring import ContextSettings, ScoreSettings
@@ -18,6 +19,7 @@ from safe_sail.settings.tuning import TuningSettings
 __all__ = [
     "ChangePositions",
     "CircuitSettings",
+    "CompareSettings",
     "ContextSettings",
     "DemoSettings",
     "DirectionSettings",
@@ -33,5 +35,6 @@ __all__ = [
     "SaeTrainingSettings",
     "ScoreSettings",
     "TextSource",
+    "TraceSettings",
     "TuningSettings",
 ]

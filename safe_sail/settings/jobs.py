@@ -14,7 +14,7 @@ from safe_sail.settings.directions import DirectionSettings
 from safe_sail.settings.explaining import ExplainSettings, JudgeSettings
 from safe_sail.settings.scoring import ContextSettings, ScoreSettings
 
-OfferedKind = Literal["model", "sae", "file", "llm"]
+OfferedKind = Literal["model", "sae", "file", "llm", "guard"]
 
 
 class Offered(NamedTuple):
