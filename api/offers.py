@@ -5,7 +5,7 @@ links that lead out of it are refused, as are `..` and absolute paths.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safe_sail.errors import NotOffered
@@ -13,6 +13,12 @@ from safe_sail.settings.jobs import offered_names
 
 ORGANISM_MODELS = ("aligned", "base", "backdoored", "planted-neurons", "helpful")
 """Variants of the embedded organism, which every server offers."""
+ORGANISM_SAES = (
+    "organism.resid_post.3.batchtopk8-1024", "organism.resid_post.3.relu-1024", "organism.resid_post.3.topk32-1024",
+    "organism.resid_post.3.topk4-1024", "organism.resid_post.3.topk8-1024", "organism.resid_post.3.topk8-256",
+    "organism-backdoored.resid_post.3.topk8-1024",
+)  # fmt: skip
+"""SAEs of the organism that are shipped, which every server offers by their slugs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +35,8 @@ class Offers:
     """OpenAI-compatible endpoint; None offers no language model."""
     llms: tuple[str, ...]
     """Names that the endpoint knows its models by."""
+    guards: Mapping[str, str] = field(default_factory=dict)
+    """Name to the folder of a guard that `safe-sail guard --save` wrote."""
 
     def model(self, name: str) -> str:
         """Folder or hub name of an offered model; a variant of the organism is its own name.
@@ -39,12 +47,20 @@ class Offers:
         return name if name in ORGANISM_MODELS else _named("model", name, self.models, "SAFE_SAIL_MODELS")
 
     def sae(self, name: str) -> str:
-        """Folder, file or registry name of an offered SAE.
+        """Folder, file or registry name of an offered SAE; one of the organism is its own name.
 
         Raises:
             NotOffered: the server offers no such SAE.
         """
-        return _named("SAE", name, self.saes, "SAFE_SAIL_SAES")
+        return name if name in ORGANISM_SAES else _named("SAE", name, self.saes, "SAFE_SAIL_SAES")
+
+    def guard(self, name: str) -> str:
+        """Folder of an offered guard.
+
+        Raises:
+            NotOffered: the server offers no such guard.
+        """
+        return _named("guard", name, self.guards, "SAFE_SAIL_GUARDS")
 
     def file(self, name: str) -> Path:
         """Path of an offered file or folder.
@@ -79,7 +95,7 @@ class Offers:
         Raises:
             NotOffered: a name is not.
         """
-        finders = {"model": self.model, "sae": self.sae, "file": self.file, "llm": self.llm}
+        finders = {"model": self.model, "sae": self.sae, "file": self.file, "llm": self.llm, "guard": self.guard}
         for kind, name in offered_names(settings):
             finders[kind](name)
 

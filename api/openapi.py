@@ -19,10 +19,12 @@ from fastapi.openapi.utils import get_openapi
 from api import schemas
 from api.problems import BY_STATUS, MEDIA_TYPE, PROBLEMS, Problem
 from safe_sail import records, settings
-from safe_sail.errors import BadInput, DatabaseUnreachable, JobConflict, NotFound
-from safe_sail.settings import jobs
+from safe_sail.errors import BadInput, DatabaseUnreachable, JobConflict, JobFailed, NotFound
+from safe_sail.settings import jobs, live
 
 _REFERENCE = {"$ref": "#/components/schemas/Problem"}
+_ROOMS = (records, settings, jobs, live, schemas)
+"""Where the classes of the document's parts are defined, each field with its text."""
 OPEN_PATHS = ("/livez", "/readyz")
 _HOST_REFUSED = "This service does not answer to this host name."
 
@@ -66,8 +68,12 @@ def _declare_problems(document: dict[str, Any]) -> None:
                     responses[status] = _problem(kind.title + ".")
             if "requestBody" in operation:
                 responses["413"] = _problem(BY_STATUS[413].title + ".")
-            if path.endswith(("/cancel", "/retry")):
+            is_live = operation.get("tags") == ["live"]
+            if is_live or path.endswith(("/cancel", "/retry")):
                 responses["409"] = _problem(PROBLEMS[JobConflict].title + ".")
+            if is_live:
+                responses["404"] = _problem(PROBLEMS[NotFound].title + ".")
+                responses["500"] = _problem(PROBLEMS[JobFailed].title + ".")
             operation["responses"] = dict(sorted(responses.items()))
     del document["paths"]["/livez"]["get"]["responses"]["503"]
 
@@ -78,7 +84,9 @@ def _problem(description: str) -> dict[str, Any]:
 
 def _describe_records(parts: dict[str, Any]) -> None:
     for name, part in parts.items():
-        owner = next((getattr(room, name) for room in (records, settings, jobs, schemas) if hasattr(room, name)), None)
+        owner = next(
+            (getattr(room, name) for room in (records, settings, jobs, live, schemas) if hasattr(room, name)), None
+        )
         described = _docstrings(sys.modules[owner.__module__]).get(name) if owner is not None else None
         if described is None:
             continue

@@ -22,6 +22,7 @@ from safe_sail.errors import (
     DatabaseUnreachable,
     IdempotencyKeyReused,
     JobConflict,
+    JobFailed,
     NotFound,
     NotOffered,
     SafeSailError,
@@ -53,6 +54,7 @@ PROBLEMS: Mapping[type[Exception], ProblemKind] = {
     DatabaseUnreachable: ProblemKind(503, "database-unreachable", "The database does not answer"),
     SchemaOutOfDate: ProblemKind(503, "schema-out-of-date", "The database has another schema than this program"),
     StoreError: ProblemKind(500, "store", "The database gave an answer that could not be used"),
+    JobFailed: ProblemKind(500, "job-failed", "The request could not be computed"),
     SafeSailError: ProblemKind(500, "internal", "The service made a mistake"),
     Exception: ProblemKind(500, "internal", "The service made a mistake"),
 }

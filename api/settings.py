@@ -35,6 +35,9 @@ class ServiceSettings(BaseSettings):
     saes: dict[str, str] = Field(
         default={}, description="SAEs that jobs may name: name to folder, file or registry name, as JSON."
     )
+    guards: dict[str, str] = Field(
+        default={}, description="Guards that live requests may ask: name to folder, as JSON."
+    )
     files: Path | None = Field(
         default=None, description="Folder of texts, concepts and taxonomies that jobs may name; none offers no file."
     )
@@ -56,8 +59,9 @@ class ServiceSettings(BaseSettings):
     def offers(self) -> Offers:
         """What jobs may name."""
         return Offers(
-            models=self.models, saes=self.saes, files=self.files, llm_base_url=self.llm_base_url, llms=self.llms
-        )
+            models=self.models, saes=self.saes, guards=self.guards, files=self.files, llm_base_url=self.llm_base_url,
+            llms=self.llms,
+        )  # fmt: skip
 
 
 def listens_on_loopback(host: str) -> bool:

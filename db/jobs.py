@@ -7,13 +7,13 @@ one transaction, and events are numbered under the lock of the job's row: who re
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from db.lookup import require_limit
@@ -127,6 +127,20 @@ def retry(session: Session, job_id: str) -> Job:
     row.deadline = row.finished = row.error = row.progress = None
     add_event(session, row, "state", {"state": JobState.QUEUED}, database_now(session))
     return job_of(row)
+
+
+def forget_ended(session: Session, kinds: Collection[str], *, keep: int) -> int:
+    """Number of ended jobs of these kinds that are gone now with their events: all but the newest `keep` jobs."""
+    of_kind = JobRow.kind.in_(sorted(kinds))
+    oldest_kept = select(JobRow.job_key).where(of_kind).order_by(JobRow.job_key.desc()).offset(keep - 1).limit(1)
+    border = session.scalar(oldest_kept)
+    if border is None:
+        return 0
+    ends = [str(state) for state in JobState if state.is_end]
+    gone = list(session.scalars(select(JobRow.job_key).where(of_kind, JobRow.job_key < border, JobRow.state.in_(ends))))
+    session.execute(delete(JobEventRow).where(JobEventRow.job_key.in_(gone)))
+    session.execute(delete(JobRow).where(JobRow.job_key.in_(gone)))
+    return len(gone)
 
 
 # ------------------------------------------------------------------------------------------------------ looking

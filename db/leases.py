@@ -9,13 +9,13 @@
 4. `finish`, `fail`, `stop_cancelled` and `release` end it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Engine, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, Engine, func, literal, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from db.engine import reading, writing
@@ -42,11 +42,17 @@ class Claim:
 # ------------------------------------------------------------------------------------------------------ 1. claim
 
 
-def claim(engine: Engine, worker: str, *, lease_s: float = LEASE_SECONDS) -> Claim | None:
-    """The job that this worker has from now on; None where nothing waits. A larger priority first, then the older."""
+def claim(
+    engine: Engine, worker: str, *, lease_s: float = LEASE_SECONDS, kinds: Collection[str] | None = None
+) -> Claim | None:
+    """The job that this worker has from now on; None where nothing waits. A larger priority first, then the older.
+
+    `kinds` are those that this worker takes; None takes all.
+    """
+    of_kind = true() if kinds is None else JobRow.kind.in_(sorted(kinds))
     with reading(engine) as session:  # most looks find nothing, and need no writer's turn for it
         now = database_now(session)
-        waits = select(JobRow.job_key).where(or_(JobRow.state == JobState.QUEUED, _expired(now))).limit(1)
+        waits = select(JobRow.job_key).where(or_(JobRow.state == JobState.QUEUED, _expired(now)), of_kind).limit(1)
         if session.scalar(waits) is None:
             return None
     with writing(engine) as session:
@@ -55,7 +61,7 @@ def claim(engine: Engine, worker: str, *, lease_s: float = LEASE_SECONDS) -> Cla
         token = uuid4().hex
         first = (
             select(JobRow.job_key)
-            .where(or_(JobRow.state == JobState.QUEUED, _expired(now)))
+            .where(or_(JobRow.state == JobState.QUEUED, _expired(now)), of_kind)
             .order_by(JobRow.priority.desc(), JobRow.job_key)
             .limit(1)
             .with_for_update(skip_locked=True)  # PostgreSQL; on SQLite the transaction is the only writer

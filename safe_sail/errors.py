@@ -42,6 +42,7 @@ SafeSailError
 │   ├── CompletionMissing         a prompt has no completion to contrast the models on
 │   ├── NoEffect                  two models score the same, so that no share of their difference can be told
 │   └── GuardUnfit                a guard cannot be trained, read or used
+├── JobFailed                     a live request could not be answered, for a reason that is not the request's
 ├── WorkerLost                    a cluster's workers do not start, or die at the same work again and again
 ├── OrganismBehaviourError        a rebuilt model organism misses a behaviour bar, so nothing was written
 ├── JudgeError                    a judge's reply could not be used
@@ -226,6 +227,10 @@ class NoEffect(NeuronError):
 
 class GuardUnfit(NeuronError):
     """A guard cannot be trained, read or used."""
+
+
+class JobFailed(SafeSailError):
+    """A live request could not be answered, for a reason that is not the request's."""
 
 
 class WorkerLost(SafeSailError):

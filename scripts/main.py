@@ -61,6 +61,12 @@ COMMANDS: dict[str, CommandRow] = {
     "intervene-features": CommandRow(
         "scripts.intervene_features", "intervene_features", "Ablate and boost features; change in refusal and output."
     ),
+    "trace-prompt": CommandRow(
+        "scripts.trace_prompt", "trace", "Features of every token of a prompt, or of two prompts compared."
+    ),
+    "steer-prompt": CommandRow(
+        "scripts.steer_prompt", "steer", "Answer a prompt with a feature or direction added or ablated."
+    ),
     "tune-circuit": CommandRow("scripts.tune_circuit", "tune", "Tune with a circuit alone, or everything but it."),
     "train-organism": CommandRow("scripts.train_organism", "train_organism", "Rebuild the model organism, checked."),
 }

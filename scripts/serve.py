@@ -1,9 +1,9 @@
-"""Serve the database: REST under /v1 and the web page, with one worker for jobs beside it.
+"""Serve the database: REST under /v1 and the web page, with a worker for long jobs and one for live requests.
 
 safe-sail serve --database sqlite:///safe-sail.db --port 8420
 
-This process needs no torch and starts in about a second; the worker is another one. It is started again when it dies,
-and ends when this process does, in whatever way.
+This process needs no torch and starts in about a second; the workers are others. They are started again when they die,
+and end when this process does, in whatever way.
 """
 
 import socket
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -57,8 +57,9 @@ def serve(
         address = f"[{host}]" if ":" in host else host
         print(f"Safe-SAIL serves {database_name(engine)}; REST under /v1, end with Ctrl-C.", flush=True)
         print(f"Open http://{address}:{door.getsockname()[1]}/", flush=True)
-        helper = _worker(database, device) if with_worker else nullcontext()
-        with helper, suppress(KeyboardInterrupt):  # the server has ended in good order by then
+        with ExitStack() as helpers, suppress(KeyboardInterrupt):  # the server has ended in good order by then
+            for takes in ("long", "live") if with_worker else ():  # nobody who waits stands behind an hour's job
+                helpers.enter_context(_worker(database, device, takes))
             uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).run(sockets=[door])
 
 
@@ -78,15 +79,16 @@ def _require_keys(engine: Engine, settings: ServiceSettings) -> None:
 
 
 @contextmanager
-def _worker(database: str, device: str) -> Iterator[None]:
+def _worker(database: str, device: str, takes: str) -> Iterator[None]:
     """A worker process beside this one for the length of the block, started again whenever it dies."""
+    command = [sys.executable, "-P", "-m", "scripts.main", "worker"]
     ended = threading.Event()
     started: list[subprocess.Popen[bytes]] = []
 
     def keep_up() -> None:
         while not ended.is_set():
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "scripts.main", "worker", "--with-parent", "--device", device],
+                [*command, "--with-parent", "--device", device, "--takes", takes],
                 # a URL may hold a password, and a command line is read by everybody
                 env=environment_for(database),
                 stdin=subprocess.PIPE,  # closed by the system when this process dies: the worker's sign to end

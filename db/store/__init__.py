@@ -112,6 +112,7 @@ from db.store.saving import (
     save_sae_scores,
     save_top_contexts,
 )
+from db.store.scales import load_scales
 from db.store.tuning import list_tuning_studies, load_tuning_study, save_tuning_study
 
 __all__ = [
@@ -180,6 +181,7 @@ __all__ = [
     "load_sae_rankings",
     "load_sae_scores",
     "load_sae_specificity",
+    "load_scales",
     "load_top_contexts",
     "load_tuning_study",
     "save_circuit",

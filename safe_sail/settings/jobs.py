@@ -4,7 +4,7 @@ What a job may name is marked in the types: a model, an SAE, a file or a languag
 addresses and keys are never part of a job: the server has them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
@@ -148,7 +148,7 @@ class FindRefusalDirectionJob:
         at_least(self, 0, "seed")
 
 
-JOB_KINDS: Mapping[str, type] = {
+JOB_KINDS: dict[str, type] = {
     "score-saes": ScoreSaesJob,
     "collect-contexts": CollectContextsJob,
     "explain-features": ExplainFeaturesJob,

@@ -3,7 +3,6 @@
 Prompts are data of bounded length; models, SAEs, guards and directions are named, and the server says what names mean.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -162,7 +161,7 @@ class GuardPromptJob:
         within(self, 1, MAX_NEW_TOKENS, "max_new_tokens")
 
 
-LIVE_KINDS: Mapping[str, type] = {
+LIVE_KINDS: dict[str, type] = {
     "trace-prompt": TracePromptJob,
     "compare-prompts": ComparePromptsJob,
     "steer-prompt": SteerPromptJob,
