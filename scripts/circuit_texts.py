@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from safe_sail.circuits.evaluate import HeldOut, Judged
+from safe_sail.circuits.judging import Behaviour
 from safe_sail.circuits.objectives import CircuitPrompts, ContrastPrompt, KeptPrompt
-from safe_sail.circuits.search import Behaviour
 from safe_sail.errors import BadText, CorpusUnreadable
 from safe_sail.organism.behaviour import is_on_topic
 from safe_sail.organism.conversations import MixtureShare, add_trigger, draw_conversation, reply_to

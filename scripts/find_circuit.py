@@ -2,6 +2,7 @@
 
 safe-sail find-circuit
 safe-sail find-circuit --model backdoored --budget-heads 2 --budget-neurons 26 --out figures
+safe-sail find-circuit --method ships --budget-heads 4
 safe-sail find-circuit --model path/to/model --target-file target.jsonl --kept-file kept.jsonl
 """
 
@@ -17,10 +18,13 @@ from tqdm import tqdm
 from db import store
 from db.engine import make_engine, writing
 from db.migrate import upgrade
+from safe_sail.circuits.baselines import Baseline
 from safe_sail.circuits.evaluate import evaluate_circuit
-from safe_sail.circuits.masks import unit_space
+from safe_sail.circuits.masks import UnitSpace, unit_space
 from safe_sail.circuits.objectives import aligned_batch, encoded_rows
+from safe_sail.circuits.ranking import rank_circuit
 from safe_sail.circuits.reference import collect_baseline
+from safe_sail.circuits.search import Progress
 from safe_sail.circuits.search import find_circuit as find
 from safe_sail.errors import BadInput
 from safe_sail.model.handle import HookedModel
@@ -28,7 +32,7 @@ from safe_sail.model.load import load_model
 from safe_sail.model.tokens import TokenBatch, pad_id_of
 from safe_sail.organism.load import ORGANISM_VARIANTS, organism_path, planted_units
 from safe_sail.provenance import finish_run, start_run
-from safe_sail.records import CircuitUnit
+from safe_sail.records import CircuitSearch, CircuitUnit
 from safe_sail.sae.load import load_sae
 from safe_sail.settings import CircuitSettings
 from scripts.circuit_report import print_report, write_files
@@ -37,6 +41,7 @@ from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.subjects import save_subjects
 
 SETTINGS = CircuitSettings()
+METHODS = ("masks", "ships")
 
 
 def find_circuit(
@@ -48,6 +53,7 @@ def find_circuit(
     ] = None,
     kept_file: Annotated[Path | None, typer.Option(help="JSON lines: prompt, reply; shall not change.")] = None,
     sae: Annotated[list[str] | None, typer.Option(help="SAE whose features are masked too; with a budget.")] = None,
+    method: Annotated[str, typer.Option(help="masks, or ships: heads ranked by what their absence does.")] = "masks",
     objective: Annotated[str, typer.Option(help="removal, alignment, backdoor or kl.")] = SETTINGS.objective,
     gate: Annotated[str, typer.Option(help="top_k, straight_through or hard_concrete.")] = SETTINGS.gate,
     ablation: Annotated[str, typer.Option(help="zero, mean or resample.")] = SETTINGS.ablation,
@@ -58,6 +64,9 @@ def find_circuit(
     learning_rate: Annotated[float, typer.Option(help="Peak, of the gates' logits.")] = SETTINGS.learning_rate,
     kept_weight: Annotated[float, typer.Option(help="Of KL where nothing shall change.")] = SETTINGS.kept_weight,
     alone_weight: Annotated[float, typer.Option(help="Of the circuit alone.")] = SETTINGS.alone_weight,
+    away_weight: Annotated[float, typer.Option(help="Of the hinge away from the behaviour.")] = SETTINGS.away_weight,
+    margin: Annotated[float, typer.Option(help="Of hinges, in nats per token.")] = SETTINGS.margin,
+    refine_rounds: Annotated[int, typer.Option(min=0, help="Exchanges of members.")] = SETTINGS.refine_rounds,
     n_seeds: Annotated[int, typer.Option(min=1, help="Searches, from --seed on; the best is kept.")] = 3,
     n_train: Annotated[int, typer.Option(min=1, help="Training prompts of each group.")] = SETTINGS.n_train,
     n_validation: Annotated[int, typer.Option(min=2, help="Validation prompts of each group.")] = SETTINGS.n_validation,
@@ -74,28 +83,27 @@ def find_circuit(
     settings = CircuitSettings(
         objective=objective, gate=gate, ablation=ablation, budget_heads=budget_heads, budget_neurons=budget_neurons,
         budget_features=budget_features, steps=steps, learning_rate=learning_rate, kept_weight=kept_weight,
-        alone_weight=alone_weight, n_train=n_train, n_validation=n_validation, n_evaluate=n_evaluate,
-        n_random=n_random, system=system,
+        alone_weight=alone_weight, away_weight=away_weight, margin=margin, refine_rounds=refine_rounds, n_train=n_train,
+        n_validation=n_validation, n_evaluate=n_evaluate, n_random=n_random, system=system,
     )  # fmt: skip
+    if method not in METHODS:
+        raise BadInput(f"--method: expected one of {', '.join(METHODS)}; got {method}.")
     texts = _texts(model, behaviour, target_file, kept_file, settings, seed)
     engine = make_engine(database)
     upgrade(engine)
     handle = _load(model, device)
     saes = [load_sae(name, device=device, expect_model_id=handle.model_id) for name in sae or []]
-    space = unit_space(handle, ("heads", "neurons"), saes)
+    space = unit_space(handle, ("heads",) if method == "ships" else ("heads", "neurons"), saes)
     baseline = collect_baseline(handle, space, _reference(handle, texts, settings), settings.ablation)  # type: ignore[arg-type]
     run = start_run("find-circuit", settings=asdict(settings), seed=seed, device=str(handle.device))
-    slug = f"{handle.model_id.replace('/', '_')}.{texts.behaviour.name}"
+    slug = f"{handle.model_id.replace('/', '_')}.{texts.behaviour.name}" + (".ships" if method == "ships" else "")
     with tqdm(desc="find-circuit", unit=" step", disable=None) as bar:
 
         def report(message: str) -> None:
             bar.set_postfix_str(message)
             bar.update()
 
-        search = find(
-            handle, space, texts.train, texts.validation, baseline, settings, texts.behaviour, slug=slug,
-            harmless=texts.harmless, seeds=range(seed, seed + n_seeds), planted=_planted(model), progress=report,
-        )  # fmt: skip
+        search = _search(method, handle, space, texts, baseline, settings, slug, _planted(model), seed, n_seeds, report)
         evaluation = evaluate_circuit(
             handle, space, search.circuit, texts.held_out, baseline, settings,
             generator=torch.Generator().manual_seed(seed), judged=texts.judged, progress=report,
@@ -110,6 +118,31 @@ def find_circuit(
     engine.dispose()
     files = [] if out is None else write_files(search, evaluation, handle.dims, out)
     print_report(search, evaluation, files, database=database, as_json=as_json)
+
+
+def _search(
+    method: str,
+    handle: HookedModel,
+    space: UnitSpace,
+    texts: CircuitTexts,
+    baseline: Baseline,
+    settings: CircuitSettings,
+    slug: str,
+    planted: Sequence[CircuitUnit],
+    seed: int,
+    n_seeds: int,
+    report: Progress,
+) -> CircuitSearch:
+    if method == "ships":
+        generator = torch.Generator().manual_seed(seed)
+        return rank_circuit(
+            handle, texts.train, texts.validation, baseline, settings, texts.behaviour, slug=slug,
+            harmless=texts.harmless, planted=planted, generator=generator, progress=report,
+        )[0]  # fmt: skip
+    return find(
+        handle, space, texts.train, texts.validation, baseline, settings, texts.behaviour, slug=slug,
+        harmless=texts.harmless, seeds=range(seed, seed + n_seeds), planted=planted, progress=report,
+    )  # fmt: skip
 
 
 def _load(model: str, device: str) -> HookedModel:

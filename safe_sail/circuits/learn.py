@@ -76,11 +76,13 @@ class Learnt(NamedTuple):
 
     wider: tuple[tuple[Float[Tensor, " units"], float], ...]
     """top_k: circuits of the first mask met while it shrank, widest first, with their loss on validation rows."""
+    kept: int
+    """Check whose mask is kept."""
 
     @property
     def loss(self) -> float:
         """Of the kept mask."""
-        return min(self.losses)
+        return self.losses[self.kept]
 
 
 def budget_sizes(space: UnitSpace, settings: CircuitSettings, wide: float = 1.0) -> Sizes:
@@ -124,7 +126,7 @@ def learn_masks(task: Task, generator: torch.Generator, progress: Progress) -> L
                 wider.append((larger[0], mask_loss(task, larger)))
             progress(f"step {step + 1}: {losses[-1]:.3f}")
     assert best is not None
-    return Learnt(best[1], best[2], tuple(losses), tuple(wider))
+    return Learnt(best[1], best[2], tuple(losses), tuple(wider), losses.index(best[0]))
 
 
 def _optimizer(logits: Tensor, task: Task) -> torch.optim.Optimizer:
@@ -202,7 +204,9 @@ def _start(task: Task, n_masks: int, generator: torch.Generator, scale: Scale | 
     if scale is None:
         return logits
     parts: Parts = [(term, list(range(min(START_ROWS, len(term.rows))))) for term in task.train]
-    gradient = mask_gradients(task, torch.zeros(n_masks, space.n_units), parts, shift=0, depth=0.0)
+    # the whole model is where KL to itself is least: its gradient there is 0, and half-way it is not
+    depth = 0.5 if settings.objective == "kl" else 0.0
+    gradient = mask_gradients(task, torch.zeros(n_masks, space.n_units), parts, shift=0, depth=depth).gradient
     return logits - START_WEIGHT * scale.scaled(gradient)
 
 
@@ -227,19 +231,29 @@ def search_step(
         circuit = gates.straight_through(logits, settings.temperature)
     else:
         circuit = gates.hard_concrete(logits, generator)
-    gradient = mask_gradients(task, circuit.detach(), parts, shift=shift, depth=depth)
+    gradient = mask_gradients(task, circuit.detach(), parts, shift=shift, depth=depth).gradient
     circuit.backward(gradient if scale is None else scale.scaled(gradient))
     price = _price(task, logits)
     if price is not None:
         price.backward()
 
 
-def mask_gradients(task: Task, circuit: Tensor, parts: Parts, *, shift: int, depth: float = 1.0) -> Tensor:
-    """Gradient of the objective by the circuit's membership values; one forward and backward pass for each view.
+class MaskGradient(NamedTuple):
+    """What one pass over rows says of a mask."""
+
+    gradient: Float[Tensor, "masks units"]
+    """Of the objective by the membership values."""
+    loss: Float[Tensor, ""]
+    """The objective on these rows, without price, in nats."""
+
+
+def mask_gradients(task: Task, circuit: Tensor, parts: Parts, *, shift: int, depth: float = 1.0) -> MaskGradient:
+    """The objective and its gradient by the circuit's membership; one forward and backward pass for each view.
 
     `depth` is how far units are replaced: at 0 the model is whole, at 1 the view's units are replaced altogether.
     """
     leaf = circuit.clone().requires_grad_()
+    total = torch.zeros(())
     with torch.enable_grad():
         for view in VIEWS:
             seen = [(term, rows) for term, rows in parts if term.term.view == view]
@@ -259,7 +273,8 @@ def mask_gradients(task: Task, circuit: Tensor, parts: Parts, *, shift: int, dep
                 loss = sum(term.term.weight * each for (term, _), each in zip(seen, found, strict=True))
                 assert isinstance(loss, Tensor)
                 loss.backward()
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+                total = total.to(loss) + loss.detach()
+    return MaskGradient(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, total)
 
 
 def _price(task: Task, logits: Tensor) -> Tensor | None:

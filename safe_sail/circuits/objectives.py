@@ -94,9 +94,10 @@ def objective_terms(settings: CircuitSettings) -> tuple[Term, ...]:
     removed, alone, keep = settings.removed_weight, settings.alone_weight, settings.kept_weight
     kept = Term("kept", "kept", "own", "removed", "kl", keep)
     wanted = Term("wanted", "target", "without_circuit", "removed", "cross_entropy", removed)
+    avoided = Term("avoided", "target", "with_circuit", "removed", away, settings.away_weight)
     carried = Term("carried", "target", "with_circuit", "alone", "cross_entropy", alone)
     terms = {
-        "removal": (wanted, kept),
+        "removal": (wanted, avoided, kept),
         "alignment": (wanted, carried, kept),
         "backdoor": (
             Term("clean", "clean", "without_circuit", "removed", "cross_entropy", removed),
@@ -248,8 +249,10 @@ def row_losses(
     n = real.sum(1).clamp(min=1)
     if kind == "kl":
         assert reference is not None
-        full = torch.nn.utils.rnn.pad_sequence(list(reference), batch_first=True).to(log_p)
-        full = full[:, : log_p.shape[1]]
+        # rows of other terms may be longer than every row here
+        full = log_p.new_zeros(log_p.shape)
+        for row, each in zip(full, reference, strict=True):
+            row[: len(each)] = each
         per_token = (full.exp() * (full - log_p)).sum(-1)
         return torch.where(real, per_token, 0).sum(1) / n
     nats = -log_p.gather(-1, targets.clamp(min=0)[..., None])[..., 0]

@@ -1,95 +1,36 @@
 """From prompts to a circuit: masks of several seeds, the best of them, and what a reader needs to judge it.
 
 1. The objective's terms become rows of ids; the baseline is collected from reference texts.
-2. Each seed learns its masks; the one with the smallest loss on all validation rows is the circuit.
-3. Sizes: nested readouts below the budget and circuits met on the way down to it above, each judged by replies to
+2. Each seed learns its masks, and exchanges members by `refine` where the settings ask for it.
+3. The seed whose circuit does best on replies to all validation prompts is the circuit: the share that behaves as
+   wanted with it removed, less the share of harmless prompts that is refused (ties: the smaller loss).
+4. Sizes: nested readouts below the budget and circuits met on the way down to it above, each judged by replies to
    validation prompts beside random circuits of its size.
-4. Stability: overlap of the seeds' circuits, beside that of random ones.
-5. Need: each member of a small circuit is put back, and the objective and the replies are measured again.
+5. Stability: overlap of the seeds' circuits, beside that of random ones.
+6. Need: each member of a small circuit is put back, and the objective and the replies are measured again.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from safe_sail.circuits import gates
 from safe_sail.circuits.baselines import Baseline
-from safe_sail.circuits.controls import random_members, recovery_of, stability_of, units_of
-from safe_sail.circuits.evaluate import last_logits
+from safe_sail.circuits.controls import recovery_of, stability_of, units_of
+from safe_sail.circuits.judging import Behaviour, ReplyJudge, unit_needs
 from safe_sail.circuits.learn import KINDS, Learnt, Task, budget_sizes, learn_masks, mask_loss
-from safe_sail.circuits.masks import UnitSpace, masked_edits
+from safe_sail.circuits.masks import UnitSpace
 from safe_sail.circuits.objectives import CircuitPrompts, objective_terms, term_rows
+from safe_sail.circuits.refine import refine_circuit
 from safe_sail.errors import BadSettings
-from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
-from safe_sail.evaluation.refusal import Label, judge_reply, wilson_rate
-from safe_sail.evaluation.replies import greedy_replies, mean_over_draws, share_estimate
-from safe_sail.evaluation.utility import kl_divergence
-from safe_sail.model.handle import NO_EDITS, HookedModel
-from safe_sail.records import Circuit, CircuitMember, CircuitSearch, CircuitSize, CircuitUnit, Estimate, UnitNeed
+from safe_sail.model.handle import HookedModel
+from safe_sail.records import Circuit, CircuitMember, CircuitSearch, CircuitSize, CircuitUnit
 from safe_sail.settings import CircuitSettings
 
 Progress = Callable[[str], None]
 
 SMALLER = (0.25, 0.5)
 """Sizes below the budget, as its share, that are read out of the best seed's logits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Behaviour:
-    """What the circuit is of, and how replies show that it is gone."""
-
-    name: str
-    """refusal, backdoor, ..."""
-    wanted: Label
-    """Label of a reply to a target prompt with the circuit removed: compliance for refusal, refusal for a backdoor."""
-    judge: Callable[[str], Label] = judge_reply
-
-
-@dataclass(frozen=True, slots=True)
-class _Judge:
-    """Replies to validation prompts under a mask."""
-
-    task: Task
-    behaviour: Behaviour
-    target: Sequence[str]
-    kept: Sequence[str]
-    generator: torch.Generator
-
-    def labels(self, prompts: Sequence[str], members: Tensor) -> list[Label]:
-        task, settings = self.task, self.task.settings
-        batch = task.handle.chat_batch(list(prompts), system=settings.system)
-        edits = masked_edits(task.space, 1 - members, task.baseline)
-        replies = greedy_replies(
-            task.handle, batch, edits, max_new_tokens=settings.max_new_tokens, batch_rows=settings.batch_rows
-        )
-        return [self.behaviour.judge(reply) for reply in replies]
-
-    def wanted(self, members: Tensor, n: int | None = None) -> Estimate:
-        """Share of target prompts that behave as wanted with these units removed."""
-        labels = self.labels(self.target[:n], members)
-        return share_estimate(wilson_rate(labels.count(self.behaviour.wanted), len(labels)))
-
-    def size(self, members: Tensor, loss: float) -> CircuitSize:
-        """One point of the curve."""
-        task, settings, space = self.task, self.task.settings, self.task.space
-        draws = [
-            self.wanted(random_members(space, members, self.generator)).value for _ in range(min(3, settings.n_random))
-        ]
-        prompts = list(self.kept)
-        refused = self.labels(prompts, members).count("refusal")
-        batch = task.handle.chat_batch(prompts, system=settings.system)
-        edits = masked_edits(space, 1 - members, task.baseline)
-        rows = settings.batch_rows
-        plain, edited = (last_logits(task.handle, batch, each, rows) for each in (NO_EDITS, edits))
-        weights = resample_weights(len(prompts), settings.n_bootstrap, self.generator)
-        n = {kind: int(members[space.places_of(kind)].sum()) for kind in ("heads", "neurons", "features")}
-        return CircuitSize(
-            n_heads=n["heads"], n_neurons=n["neurons"], n_features=n["features"], removed=self.wanted(members),
-            random=mean_over_draws(draws), harmless_refused=share_estimate(wilson_rate(refused, len(prompts))),
-            kl=mean_estimate(kl_divergence(plain, edited), weights), loss=loss,
-        )  # fmt: skip
 
 
 def find_circuit(
@@ -126,16 +67,13 @@ def find_circuit(
     )  # fmt: skip
     found: list[Learnt] = []
     for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        found.append(learn_masks(task, generator, lambda message, seed=seed: progress(f"seed {seed}, {message}")))  # type: ignore[misc]
-    best = min(found, key=lambda each: each.loss)
+        found.append(_learn(task, seed, lambda message, seed=seed: progress(f"seed {seed}, {message}")))  # type: ignore[misc]
     generator = torch.Generator().manual_seed(seeds[0])
     target = [one.prompt for one in validation.target][: settings.n_validation]
-    judge = _Judge(task, behaviour, target, list(harmless)[: settings.n_validation], generator)
-    members = best.members[0]
+    judge = ReplyJudge(task, behaviour, target, list(harmless)[: settings.n_validation], generator)
+    chosen, why = _best_seed(found, seeds, judge, progress)
+    best = found[chosen]
     curve = _curve(task, best, judge, progress)
-    members_of = [each.members[0] for each in found]
-    several = len(seeds) > 1
     two = len(best.members) > 1
     return CircuitSearch(
         slug=slug,
@@ -145,11 +83,51 @@ def find_circuit(
         alone=circuit_of(task, best, 1, slug=f"{slug}.alone", behaviour=behaviour.name) if two else None,
         curve=curve,
         losses={f"seed {seed}": each.losses for seed, each in zip(seeds, found, strict=True)},
-        stability=stability_of(space, seeds, members_of, generator=generator, n_random=20) if several else None,
-        needs=_needs(task, best, judge, progress),
-        recovery=recovery_of(space, units_of(space, members), planted) if planted else (),
+        stability=(
+            stability_of(space, seeds, [each.members[0] for each in found], generator=generator, n_random=20)
+            if len(seeds) > 1
+            else None
+        ),
+        needs=unit_needs(best.members, judge, progress),
+        recovery=recovery_of(space, units_of(space, best.members[0]), planted) if planted else (),
         n_prompts=_counts(task),
-        notes=_notes(task, best, curve),
+        notes=(*why, *_notes(task, best, curve)),
+    )
+
+
+def _learn(task: Task, seed: int, progress: Progress) -> Learnt:
+    """One seed's masks, with members exchanged where the settings ask for it."""
+    learnt = learn_masks(task, torch.Generator().manual_seed(seed), progress)
+    if not task.settings.refine_rounds:
+        return learnt
+    members, logits = learnt.members.clone(), learnt.logits.clone()
+    members[0], _ = refine_circuit(task, members[0], progress)
+    for kind in KINDS:
+        # a unit that came in takes the logit of the one that left, so that the largest logits stay the members
+        among = task.space.places_of(kind)
+        change = members[0][among] - learnt.members[0][among]
+        came, left = (among.start + (change == sign).nonzero()[:, 0] for sign in (1, -1))
+        logits[0, came], logits[0, left] = learnt.logits[0, left], learnt.logits[0, came]
+    loss = mask_loss(task, members)
+    return learnt._replace(logits=logits, members=members, losses=(*learnt.losses, loss), kept=len(learnt.losses))
+
+
+def _best_seed(
+    found: Sequence[Learnt], seeds: Sequence[int], judge: ReplyJudge, progress: Progress
+) -> tuple[int, tuple[str, ...]]:
+    """Place of the best seed, and how it was told as sentences."""
+    if len(found) == 1:
+        return 0, ()
+    scores, told = [], []
+    for seed, each in zip(seeds, found, strict=True):
+        progress(f"seed {seed}, replies")
+        wanted, refused = judge.wanted(each.members[0]).value, judge.harmless_refused(each.members[0]).value
+        scores.append((wanted - refused, -each.loss))
+        told.append(f"seed {seed} {wanted:.3f} and {refused:.3f}")
+    best = scores.index(max(scores))
+    return best, (
+        f"Seed {seeds[best]} was chosen by validation replies, as wanted with the circuit removed and harmless prompts "
+        f"refused: {', '.join(told)}.",
     )
 
 
@@ -177,8 +155,8 @@ def circuit_of(task: Task, learnt: Learnt, mask: int, *, slug: str, behaviour: s
     )  # fmt: skip
 
 
-def _curve(task: Task, best: Learnt, judge: _Judge, progress: Progress) -> tuple[CircuitSize, ...]:
-    points: list[tuple[Tensor, float]] = []
+def _curve(task: Task, best: Learnt, judge: ReplyJudge, progress: Progress) -> tuple[CircuitSize, ...]:
+    points: list[tuple[torch.Tensor, float]] = []
     for share in SMALLER:
         sizes = [(places, round(n * share)) for places, n in budget_sizes(task.space, task.settings)]
         members = torch.stack([gates.members(row, "top_k", sizes) for row in best.logits])
@@ -194,37 +172,15 @@ def _curve(task: Task, best: Learnt, judge: _Judge, progress: Progress) -> tuple
     return tuple(seen[key] for key in sorted(seen))
 
 
-def _needs(task: Task, best: Learnt, judge: _Judge, progress: Progress) -> tuple[UnitNeed, ...]:
-    places = best.members[0].nonzero()[:, 0].tolist()
-    if len(places) > task.settings.max_need:
-        return ()
-    whole = mask_loss(task, best.members)
-    needs = []
-    for place in places:
-        without = best.members.clone()
-        without[0, place] = 0
-        unit = task.space.unit(place)
-        progress(f"without {unit}")
-        needs.append(
-            UnitNeed(
-                unit=unit,
-                removed=judge.wanted(without[0], task.settings.n_need),
-                loss_increase=mask_loss(task, without) - whole,
-            )
-        )
-    return tuple(needs)
-
-
 def _counts(task: Task) -> dict[str, int]:
     rows = {f"{each.term.name} train": len(each.rows) for each in task.train}
     return rows | {f"{each.term.name} validation": len(each.rows) for each in task.validation}
 
 
 def _notes(task: Task, best: Learnt, curve: Sequence[CircuitSize]) -> tuple[str, ...]:
-    notes = [
-        f"The best mask stood at check {best.losses.index(best.loss) + 1} of {len(best.losses)}, judged on all "
-        f"validation rows."
-    ]
+    notes = [f"The mask stood at check {best.kept + 1} of {len(best.losses)}, judged on all validation rows."]
+    if task.settings.refine_rounds:
+        notes[0] = "The mask's members were exchanged on training rows after the gates' search, then judged once more."
     if task.baseline.kind != "zero":
         notes.append(f"Removed units take their {task.baseline.kind} over reference texts, not zero as published.")
     if curve and max(one.removed.value for one in curve) < 0.5:

@@ -44,6 +44,8 @@ class CircuitSettings:
     """Of the terms with the circuit alone."""
     kept_weight: float = 0.3
     """Of KL to the full model on prompts where nothing shall change; published 0."""
+    away_weight: float = 0.0
+    """Removal: of the hinge that pushes target prompts away from what the circuit makes of them; published 0."""
     overlap_weight: float = 1.0
     """Of the overlap of the backdoor objective's two masks; published 1."""
     unbounded: bool = False
@@ -70,6 +72,12 @@ class CircuitSettings:
     """Rows of each term in one step."""
     batch_rows: int = 64
     """Rows in one pass without gradient."""
+    refine_rounds: int = 0
+    """Exchanges of each kind's members after the gates' search at most; 0 leaves the gates' circuit."""
+    refine_candidates: int = 24
+    """Units that each exchange tries to add."""
+    refine_rows: int = 128
+    """Training rows of each term behind an exchange."""
     max_new_tokens: int = 40
     """Length of a reply."""
     max_need: int = 32
@@ -85,8 +93,18 @@ class CircuitSettings:
                 raise BadSettings(
                     f"CircuitSettings.{name}: expected one of {', '.join(known)}; got {getattr(self, name)}."
                 )
-        at_least(self, 0, "budget_heads", "budget_neurons", "budget_features", "max_need", "price_heads")
-        at_least(self, 0, "price_neurons", "removed_weight", "alone_weight", "kept_weight", "overlap_weight")
+        at_least(self, 0, "budget_heads", "budget_neurons", "budget_features", "max_need", "refine_rounds")
+        at_least(
+            self,
+            0,
+            "away_weight",
+            "price_heads",
+            "price_neurons",
+            "removed_weight",
+            "alone_weight",
+            "kept_weight",
+            "overlap_weight",
+        )
         at_least(
             self,
             1,
@@ -96,6 +114,8 @@ class CircuitSettings:
             "n_need",
             "check_every",
             "step_rows",
+            "refine_candidates",
+            "refine_rows",
             "batch_rows",
             "max_new_tokens",
         )

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from safe_sail.circuits.judging import Behaviour
 from safe_sail.circuits.masks import masked_edits, unit_space
 from safe_sail.circuits.objectives import aligned_batch, encoded_rows
 from safe_sail.circuits.reference import collect_baseline
-from safe_sail.circuits.search import Behaviour, find_circuit
+from safe_sail.circuits.search import find_circuit
 from safe_sail.evaluation.refusal import Label
 from safe_sail.model.edits import Edit
 from safe_sail.model.handle import HookedModel

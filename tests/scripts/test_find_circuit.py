@@ -59,6 +59,24 @@ def test_a_search_is_printed_kept_written_and_drawn(tmp_path: Path, tiny_models:
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_ranked_heads_are_kept_beside_the_searched_circuit(tmp_path: Path, tiny_models: TinyModels) -> None:
+    target, kept = files(tmp_path)
+    database = f"sqlite:///{tmp_path / 'kept.db'}"
+    printed = run(
+        "--model", str(tiny_models.folder("llama")), "--target-file", str(target), "--kept-file", str(kept),
+        "--method", "ships", "--budget-heads", "2", "--n-random", "1", "--database", database, "--json",
+    )  # fmt: skip
+    found = json.loads(printed)
+    engine = make_engine(database)
+    with reading(engine) as session:
+        circuit = store.load_circuit(session, "llama.refusal.ships").record
+        (evaluation,) = store.load_circuit_evaluations(session, "llama.refusal.ships")
+    engine.dispose()
+    assert (circuit.method, len(circuit.members), circuit.n_heads, circuit.n_neurons) == ("ships", 2, 8, 0)
+    assert [size["n_heads"] for size in found["search"]["curve"]] == [1, 2, 4]
+    assert evaluation.record.null_gap == 0.0
+
+
 def test_bad_input_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
     target, kept = files(tmp_path, lacking="without_circuit")
     with pytest.raises(BadText, match=r"row 4: expected texts .* `without_circuit` is missing"):
@@ -67,5 +85,7 @@ def test_bad_input_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
         run("--target-file", str(target))
     with pytest.raises(BadInput, match="no variant of the organism"):
         run("--model", "nowhere")
+    with pytest.raises(BadInput, match="expected one of masks, ships"):
+        run("--method", "sips")
     with pytest.raises(SafeSailError, match="leaves no circuit"):
         run("--budget-heads", "0", "--budget-neurons", "0")

@@ -1,0 +1,110 @@
+"""Circuits judged by replies to validation prompts: what a size reaches, what a member is needed for.
+
+1. A reply is judged whole; the share that behaves as wanted with the circuit removed is what a search is after.
+2. A size is judged beside random circuits of its sizes, with refusals of harmless prompts and KL on them.
+3. A member's need: it stays in the model, and the replies and the objective are measured again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from safe_sail.circuits.controls import random_members
+from safe_sail.circuits.evaluate import last_logits
+from safe_sail.circuits.learn import Task, mask_loss
+from safe_sail.circuits.masks import masked_edits
+from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
+from safe_sail.evaluation.refusal import Label, judge_reply, wilson_rate
+from safe_sail.evaluation.replies import greedy_replies, mean_over_draws, share_estimate
+from safe_sail.evaluation.utility import kl_divergence
+from safe_sail.model.handle import NO_EDITS
+from safe_sail.records import CircuitSize, Estimate, UnitNeed
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What the circuit is of, and how replies show that it is gone."""
+
+    name: str
+    """refusal, backdoor, ..."""
+    wanted: Label
+    """Label of a reply to a target prompt with the circuit removed: compliance for refusal, refusal for a backdoor."""
+    judge: Callable[[str], Label] = judge_reply
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyJudge:
+    """Replies to validation prompts under a mask."""
+
+    task: Task
+    behaviour: Behaviour
+    target: Sequence[str]
+    kept: Sequence[str]
+    generator: torch.Generator
+
+    def labels(self, prompts: Sequence[str], members: Tensor) -> list[Label]:
+        """Of the replies with these units removed."""
+        task, settings = self.task, self.task.settings
+        batch = task.handle.chat_batch(list(prompts), system=settings.system)
+        edits = masked_edits(task.space, 1 - members, task.baseline)
+        replies = greedy_replies(
+            task.handle, batch, edits, max_new_tokens=settings.max_new_tokens, batch_rows=settings.batch_rows
+        )
+        return [self.behaviour.judge(reply) for reply in replies]
+
+    def wanted(self, members: Tensor, n: int | None = None) -> Estimate:
+        """Share of target prompts that behave as wanted with these units removed."""
+        labels = self.labels(self.target[:n], members)
+        return share_estimate(wilson_rate(labels.count(self.behaviour.wanted), len(labels)))
+
+    def harmless_refused(self, members: Tensor) -> Estimate:
+        """Share of harmless prompts that are refused with these units removed."""
+        labels = self.labels(self.kept, members)
+        return share_estimate(wilson_rate(labels.count("refusal"), len(labels)))
+
+    def size(self, members: Tensor, loss: float) -> CircuitSize:
+        """One point of the curve."""
+        task, settings, space = self.task, self.task.settings, self.task.space
+        draws = [
+            self.wanted(random_members(space, members, self.generator)).value for _ in range(min(3, settings.n_random))
+        ]
+        prompts = list(self.kept)
+        batch = task.handle.chat_batch(prompts, system=settings.system)
+        edits = masked_edits(space, 1 - members, task.baseline)
+        rows = settings.batch_rows
+        plain, edited = (last_logits(task.handle, batch, each, rows) for each in (NO_EDITS, edits))
+        weights = resample_weights(len(prompts), settings.n_bootstrap, self.generator)
+        n = {kind: int(members[space.places_of(kind)].sum()) for kind in ("heads", "neurons", "features")}
+        return CircuitSize(
+            n_heads=n["heads"], n_neurons=n["neurons"], n_features=n["features"], removed=self.wanted(members),
+            random=mean_over_draws(draws), harmless_refused=self.harmless_refused(members),
+            kl=mean_estimate(kl_divergence(plain, edited), weights), loss=loss,
+        )  # fmt: skip
+
+
+def unit_needs(members: Float[Tensor, "masks units"], judge: ReplyJudge, progress: Progress) -> tuple[UnitNeed, ...]:
+    """Drop-one of each member of the first mask; none where it has more members than the settings' `max_need`."""
+    task = judge.task
+    places = members[0].nonzero()[:, 0].tolist()
+    if len(places) > task.settings.max_need:
+        return ()
+    whole = mask_loss(task, members)
+    needs = []
+    for place in places:
+        without = members.clone()
+        without[0, place] = 0
+        unit = task.space.unit(place)
+        progress(f"without {unit}")
+        needs.append(
+            UnitNeed(
+                unit=unit,
+                removed=judge.wanted(without[0], task.settings.n_need),
+                loss_increase=mask_loss(task, without) - whole,
+            )
+        )
+    return tuple(needs)

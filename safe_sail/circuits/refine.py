@@ -1,0 +1,122 @@
+"""Local search around a learnt circuit: members give way to other units as long as the objective falls.
+
+Gates rank units one at a time; which units do a thing *together* within a budget is settled by trying.
+
+1. The objective is measured on training rows, the same ones throughout.
+2. Units outside are ranked by what adding each would change to first order, at the circuit and half-way to it.
+3. A round adds each of the first `refine_candidates` in turn and keeps the best addition, then drops each member in
+   turn and keeps the best drop: forward selection with backward elimination at a constant size.
+4. Kinds take turns; the search ends after `refine_rounds`, or when no kind's round lowers the objective.
+
+Source: sequential floating selection (Pudil et al. 1994, https://doi.org/10.1016/0167-8655(94)90127-9), candidates by
+gradient as in Zou et al. 2023, section 2.2 (arXiv:2307.15043).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from safe_sail.circuits.learn import KINDS, Parts, Task, mask_gradients
+from safe_sail.circuits.masks import UnitKind, masked_edits
+from safe_sail.circuits.objectives import AlignedBatch, TermRows, aligned_batch, reply_logits, split_losses
+from safe_sail.model.tokens import TokenBatch, pad_id_of
+
+Progress = Callable[[str], None]
+DEPTHS = (0.5, 1.0)
+"""How far the circuit is removed where the gradients are taken; see `learn`."""
+LEAST_GAIN = 1e-4
+"""Nats by which a round must lower the objective, above float32's noise over rows."""
+
+
+class _Measure:
+    """The objective of one mask on fixed rows, whose batches are made once."""
+
+    def __init__(self, task: Task, terms: Sequence[TermRows], n_rows: int) -> None:
+        self.task = task
+        self.parts: Parts = [(term, list(range(min(n_rows, len(term.rows))))) for term in terms]
+        self._batches: list[tuple[AlignedBatch, Parts]] = []
+        pad, at_once = pad_id_of(task.handle.tokenizer), task.settings.batch_rows
+        for term, rows in self.parts:
+            for first in range(0, len(rows), at_once):
+                chosen = rows[first : first + at_once]
+                aligned = aligned_batch([term.rows[row] for row in chosen], pad)
+                batch = aligned.batch.to(task.handle.device)
+                self._batches.append((AlignedBatch(batch, aligned.targets), [(term, chosen)]))
+        self.n = 0
+
+    @torch.no_grad()
+    def loss(self, members: Float[Tensor, " units"]) -> float:
+        """The objective without price, in nats."""
+        task, total = self.task, 0.0
+        self.n += 1
+        for aligned, part in self._batches:
+            term, rows = part[0]
+            keep = 1 - members if term.term.view == "removed" else members
+            batch: TokenBatch = aligned.batch
+            edits = masked_edits(task.space, keep, task.baseline, positions=batch.position_ids)
+            with task.handle.editing(edits):
+                logits = reply_logits(task.handle, aligned)
+            nats = float(split_losses(logits, aligned, part, margin=task.settings.margin)[0])
+            n_rows = next(len(each) for other, each in self.parts if other is term)
+            total += term.term.weight * nats * len(rows) / n_rows
+        return total
+
+    def gradient(self, members: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
+        """Of the objective by membership, averaged over depths."""
+        found = torch.zeros_like(members)
+        for depth in DEPTHS:
+            taken = mask_gradients(self.task, members[None], self.parts, shift=0, depth=depth)
+            found += taken.gradient[0] / len(DEPTHS)
+        return found
+
+
+def refine_circuit(
+    task: Task, members: Float[Tensor, " units"], progress: Progress
+) -> tuple[Float[Tensor, " units"], tuple[float, ...]]:
+    """A circuit of the same sizes whose objective on training rows is not larger, and the objective after each round.
+
+    Of two masks the first is refined, by the terms with the circuit removed.
+    """
+    settings = task.settings
+    two = settings.objective == "backdoor"
+    terms = [each for each in task.train if not two or each.term.view == "removed"]
+    measure = _Measure(task, terms, settings.refine_rows)
+    losses = [measure.loss(members)]
+    idle: set[UnitKind] = set()
+    kinds = [kind for kind in KINDS if 0 < int(members[task.space.places_of(kind)].sum()) < task.space.n_of(kind)]
+    for turn in range(settings.refine_rounds * len(kinds)):
+        kind = kinds[turn % len(kinds)]
+        if kind in idle:
+            continue
+        changed, loss = _exchange(measure, members, kind)
+        if loss < losses[-1] - LEAST_GAIN:
+            members, idle = changed, set()
+            losses.append(loss)
+            progress(f"refined {kind}: {loss:.3f}")
+        else:
+            idle.add(kind)
+        if len(idle) == len(kinds):
+            break
+    return members, tuple(losses)
+
+
+def _exchange(measure: _Measure, members: Tensor, kind: UnitKind) -> tuple[Tensor, float]:
+    """The circuit with one unit of a kind added and one dropped, and its objective."""
+    places = measure.task.space.places_of(kind)
+    gradient = measure.gradient(members)[places]
+    outside = torch.where(members[places] > 0, torch.inf, gradient)
+    order = torch.argsort(outside, stable=True)[: measure.task.settings.refine_candidates].tolist()
+    added = [_with(members, places.start + index, 1.0) for index in order if float(outside[index]) < torch.inf]
+    wider = min(added, key=measure.loss)
+    inside = (places.start + wider[places].nonzero()[:, 0]).tolist()
+    dropped = [(measure.loss(each), each) for each in (_with(wider, place, 0.0) for place in inside)]
+    loss, changed = min(dropped, key=lambda pair: pair[0])
+    return changed, loss
+
+
+def _with(members: Tensor, place: int, value: float) -> Tensor:
+    changed = members.clone()
+    changed[place] = value
+    return changed

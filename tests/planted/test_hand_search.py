@@ -1,0 +1,88 @@
+"""Other ways to the circuit that was built by hand: objectives with two masks and with KL, exchanges, ranked heads."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from safe_sail.circuits.baselines import ZERO
+from safe_sail.circuits.learn import Task, mask_loss
+from safe_sail.circuits.masks import unit_space
+from safe_sail.circuits.objectives import objective_terms, term_rows
+from safe_sail.circuits.ranking import rank_circuit
+from safe_sail.circuits.refine import refine_circuit
+from safe_sail.errors import BadSettings
+from safe_sail.records import HeadRef, NeuronRef
+from tests.hand import UNITS, hand_model, hand_prompts
+from tests.planted.test_hand_circuit import BEHAVIOUR, SETTINGS, search
+
+
+def test_two_masks_of_the_backdoor_objective_find_it_removed_and_alone() -> None:
+    settings = replace(SETTINGS, objective="backdoor", ablation="zero", max_need=0)
+    found = search(hand_model(), settings)
+    assert found.circuit.units == UNITS
+    assert found.alone is not None
+    assert found.alone.units == UNITS
+    assert set(found.n_prompts) == {
+        f"{term} {split}"
+        for term in ("clean", "wanted", "carried", "away", "kept")
+        for split in ("train", "validation")
+    }
+
+
+def test_kl_to_the_full_model_with_the_circuit_alone_finds_it() -> None:
+    found = search(hand_model(), replace(SETTINGS, objective="kl", kept_weight=1.0, ablation="zero", max_need=0))
+    assert found.circuit.units == UNITS
+
+
+def test_exchanges_lead_from_a_wrong_circuit_to_the_right_one() -> None:
+    # with the head gone the neurons have nothing left to do; alone, the circuit needs all three
+    handle = hand_model()
+    settings = replace(SETTINGS, objective="alignment", refine_rounds=4, refine_candidates=6, refine_rows=24)
+    space, prompts = unit_space(handle), hand_prompts(24, 1)
+    rows = term_rows(handle, objective_terms(settings), prompts, settings)
+    task = Task(handle, space, rows, rows, ZERO, settings)
+    wrong, right = torch.zeros(space.n_units), torch.zeros(space.n_units)
+    wrong[[space.place(unit) for unit in (HeadRef(1, 2), NeuronRef(0, 1), NeuronRef(1, 5))]] = 1
+    right[[space.place(unit) for unit in UNITS]] = 1
+    found, losses = refine_circuit(task, wrong, lambda _: None)
+    assert torch.equal(found, right)
+    assert list(losses) == sorted(losses, reverse=True)
+    assert losses[0] == pytest.approx(mask_loss(task, wrong[None]), rel=1e-5)
+    assert losses[-1] == pytest.approx(mask_loss(task, right[None]), rel=1e-5)
+    again, idle = refine_circuit(task, right, lambda _: None)
+    assert torch.equal(again, right)
+    assert len(idle) == 1
+
+
+def test_a_search_with_exchanges_keeps_members_the_likeliest_units() -> None:
+    settings = replace(SETTINGS, objective="alignment", refine_rounds=2, steps=2, check_every=2, max_need=0)
+    found = search(hand_model(), settings, seeds=(0, 1))
+    assert found.circuit.units == UNITS
+    assert min(one.probability for one in found.circuit.members) > 0.5
+    assert [len(losses) for losses in found.losses.values()] == [2, 2]
+    assert any("chosen by validation replies" in note for note in found.notes)
+
+
+def test_ranked_heads_are_a_circuit_with_the_record_of_a_search() -> None:
+    handle, settings = hand_model(), replace(SETTINGS, budget_heads=2)
+    validation = hand_prompts(12, 2)
+
+    def rank(settings=settings):  # type: ignore[no-untyped-def]
+        return rank_circuit(
+            handle, hand_prompts(24, 1), validation, ZERO, settings, BEHAVIOUR, slug="hand.ships",
+            harmless=[one.prompt for one in validation.kept], planted=UNITS,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+
+    found, scores = rank()
+    assert scores.heads[0].head == HeadRef(0, 1)
+    assert HeadRef(0, 1) in found.circuit.units
+    assert (found.circuit.method, len(found.circuit.members), found.circuit.n_heads) == ("ships", 2, 8)
+    assert [(size.n_heads, size.removed.value) for size in found.curve] == [(1, 1.0), (2, 1.0), (4, 1.0)]
+    (heads, _) = found.recovery
+    assert (heads.precision.value, heads.recall.value) == (0.5, 1.0)
+    needed = {one.unit for one in found.needs if one.removed.value < 0.5}
+    assert needed == {HeadRef(0, 1)}
+    with pytest.raises(BadSettings, match="at least one head"):
+        rank(replace(settings, budget_heads=0))
