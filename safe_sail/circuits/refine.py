@@ -12,16 +12,18 @@ Source: sequential floating selection (Pudil et al. 1994, https://doi.org/10.101
 gradient as in Zou et al. 2023, section 2.2 (arXiv:2307.15043).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safe_sail.circuits.learn import KINDS, Parts, Task, mask_gradients
-from safe_sail.circuits.masks import UnitKind, masked_edits
+from safe_sail.circuits.learn import KINDS, VIEWS, Parts, Task, mask_gradients
+from safe_sail.circuits.masks import UnitKind, View, masked_edits
 from safe_sail.circuits.objectives import AlignedBatch, TermRows, aligned_batch, reply_logits, split_losses
-from safe_sail.model.tokens import TokenBatch, pad_id_of
+from safe_sail.model.tokens import pad_id_of
 
 Progress = Callable[[str], None]
 DEPTHS = (0.5, 1.0)
@@ -30,37 +32,46 @@ LEAST_GAIN = 1e-4
 """Nats by which a round must lower the objective, above float32's noise over rows."""
 
 
+class _Pass(NamedTuple):
+    """Rows of one view that share a pass, and which rows of which term they are."""
+
+    view: View
+    aligned: AlignedBatch
+    parts: Parts
+
+
 class _Measure:
     """The objective of one mask on fixed rows, whose batches are made once."""
 
     def __init__(self, task: Task, terms: Sequence[TermRows], n_rows: int) -> None:
         self.task = task
         self.parts: Parts = [(term, list(range(min(n_rows, len(term.rows))))) for term in terms]
-        self._batches: list[tuple[AlignedBatch, Parts]] = []
+        self._passes: list[_Pass] = []
         pad, at_once = pad_id_of(task.handle.tokenizer), task.settings.batch_rows
-        for term, rows in self.parts:
-            for first in range(0, len(rows), at_once):
-                chosen = rows[first : first + at_once]
-                aligned = aligned_batch([term.rows[row] for row in chosen], pad)
-                batch = aligned.batch.to(task.handle.device)
-                self._batches.append((AlignedBatch(batch, aligned.targets), [(term, chosen)]))
-        self.n = 0
+        for view in VIEWS:
+            seen = [(term, row) for term, rows in self.parts if term.term.view == view for row in rows]
+            for first in range(0, len(seen), at_once):
+                here = seen[first : first + at_once]
+                aligned = aligned_batch([term.rows[row] for term, row in here], pad)
+                aligned = AlignedBatch(aligned.batch.to(task.handle.device), aligned.targets)
+                # rows of one term stand together, so the groups come in the order of the rows
+                grouped = itertools.groupby(here, key=lambda each: each[0].term.name)
+                parts = [(group[0][0], [row for _, row in group]) for _, (*group,) in grouped]
+                self._passes.append(_Pass(view, aligned, parts))
 
     @torch.no_grad()
     def loss(self, members: Float[Tensor, " units"]) -> float:
         """The objective without price, in nats."""
         task, total = self.task, 0.0
-        self.n += 1
-        for aligned, part in self._batches:
-            term, rows = part[0]
-            keep = 1 - members if term.term.view == "removed" else members
-            batch: TokenBatch = aligned.batch
-            edits = masked_edits(task.space, keep, task.baseline, positions=batch.position_ids)
+        n_rows = {term.term.name: len(rows) for term, rows in self.parts}
+        for view, aligned, parts in self._passes:
+            keep = 1 - members if view == "removed" else members
+            edits = masked_edits(task.space, keep, task.baseline, positions=aligned.batch.position_ids)
             with task.handle.editing(edits):
                 logits = reply_logits(task.handle, aligned)
-            nats = float(split_losses(logits, aligned, part, margin=task.settings.margin)[0])
-            n_rows = next(len(each) for other, each in self.parts if other is term)
-            total += term.term.weight * nats * len(rows) / n_rows
+            nats = split_losses(logits, aligned, parts, margin=task.settings.margin)
+            for (term, rows), each in zip(parts, nats, strict=True):
+                total += term.term.weight * float(each) * len(rows) / n_rows[term.term.name]
         return total
 
     def gradient(self, members: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
