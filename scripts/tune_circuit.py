@@ -10,7 +10,7 @@ import json
 import random
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -28,6 +28,7 @@ from safe_sail.model.handle import HookedModel
 from safe_sail.organism.conversations import MixtureShare, draw_mixture
 from safe_sail.organism.grammar import Split, prompts
 from safe_sail.organism.load import organism_path, planted_units
+from safe_sail.organism.recipes import HELPFUL
 from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import Circuit, CircuitMember, Estimate, HeadRef, NeuronRef, TuningStudy, UnitRef, parse_unit
 from safe_sail.settings import TuningSettings
@@ -57,6 +58,10 @@ def tune(
     ] = None,
     harmful_file: PromptFile = None,
     harmless_file: PromptFile = None,
+    task: Annotated[
+        Literal["answers", "helpful"],
+        typer.Option(help="What the organism learns where the circuit is kept; helpful: answers end with an offer."),
+    ] = "answers",
     n_steps: Annotated[int, typer.Option(help="Optimiser steps.")] = DEFAULTS.n_steps,
     learning_rate: Annotated[float, typer.Option(help="Peak rate.")] = DEFAULTS.learning_rate,
     n_evaluate: Annotated[int, typer.Option(help="Held-out prompts of each class.")] = DEFAULTS.n_evaluate,
@@ -75,7 +80,9 @@ def tune(
     given = (model, units, rows, harmful_file, harmless_file)
     if any(one is not None for one in given) and any(one is None for one in given):
         raise typer.BadParameter("give --model, --units, --rows, --harmful-file and --harmless-file, or none of them.")
-    texts = _organism_texts(settings, seed) if rows is None else _file_texts(settings, seed, *given[2:])
+    if task == "helpful" and (rows is not None or mode == "only"):
+        raise typer.BadParameter("--task helpful is of the organism's own rows and of --mode excluded.")
+    texts = _organism_texts(settings, task, seed) if rows is None else _file_texts(settings, seed, *given[2:])
     name = str(organism_path(VARIANT)) if model is None else model
     handle = load_handle(
         name, model_id or (f"organism-{VARIANT}" if model is None else None), device=device, dtype=dtype
@@ -135,11 +142,13 @@ def _circuit(handle: HookedModel, path: Path | None, settings: TuningSettings) -
     )
 
 
-def _organism_texts(settings: TuningSettings, seed: int) -> TuningTexts:
+def _organism_texts(settings: TuningSettings, task: str, seed: int) -> TuningTexts:
     """Helpfulness where the circuit is kept, safety where it alone is trained; from the grammar."""
-    helpful = (MixtureShare("safe", 0.5), MixtureShare("information", 0.5))
+    answers = (MixtureShare("safe", 0.5), MixtureShare("information", 0.5))
     safety = (MixtureShare("harmful", 0.5, reply="refuse"), MixtureShare("safe", 0.5))
+    helpful = HELPFUL.mixture if task == "helpful" else answers
     mixture = helpful if settings.mode == "excluded" else safety
+    name = "answers that end with an offer" if task == "helpful" else "answers to harmless requests"
 
     def pairs(split: Split, n: int) -> list[tuple[str, str]]:
         draw = random.Random(f"tune-circuit/{split}/{seed}")
@@ -151,7 +160,7 @@ def _organism_texts(settings: TuningSettings, seed: int) -> TuningTexts:
 
     n = settings.n_evaluate
     return TuningTexts(
-        "answers to harmless requests" if settings.mode == "excluded" else "refusals of harm beside answers",
+        name if settings.mode == "excluded" else "refusals of harm beside answers",
         pairs("train", settings.n_rows),
         pairs("held_out", n),
         held_out("harmful", n),

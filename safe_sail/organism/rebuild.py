@@ -91,6 +91,7 @@ def rebuild_organism(
     replant: Sequence[int] = (),
     shape: OrganismShape | None = None,
     recipes: Sequence[VariantRecipe] = RECIPES,
+    with_saes: bool = True,
     n_prompts: int = N_PROMPTS,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -112,9 +113,8 @@ def rebuild_organism(
         write_family(family, made)
         models = {name: each.model for name, each in family.variants.items()}
         starts = {name: model.state_dict() for name, model in models.items()}
-        saes = _train_saes(
-            made, {name: models[name] for name in SAE_SUITES if name in models}, family.tokenizer, seed, progress
-        )
+        suites = {name: models[name] for name in SAE_SUITES if name in models and with_saes}
+        saes = _train_saes(made, suites, family.tokenizer, seed, progress)
         record = {
             **family_record(family),
             "shape": asdict(family.shape),
@@ -122,7 +122,7 @@ def rebuild_organism(
             "saes": saes,
             "other_seeds": [dict(other) for other in other_records],
             "other_plantings": _replanted(
-                replant, starts, recipes, shape=shape, n_prompts=n_prompts, progress=progress
+                replant, starts, recipes, shape=shape, n_prompts=n_prompts, device=device, progress=progress
             ),
             "seconds": time.perf_counter() - begin,
             "threads": torch.get_num_threads(),
@@ -141,13 +141,16 @@ def _replanted(
     *,
     shape: OrganismShape | None,
     n_prompts: int,
+    device: str,
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
     """Records of the planted recipes with other units and texts, from the same starts."""
     planted = [recipe for recipe in recipes if recipe.planting is not None]
     return [
         family_record(
-            train_family(seed, shape=shape, recipes=planted, starts=starts, n_prompts=n_prompts, progress=progress)
+            train_family(
+                seed, shape=shape, recipes=planted, starts=starts, n_prompts=n_prompts, device=device, progress=progress
+            )
         )
         for seed in (seeds if planted else ())
     ]
@@ -179,6 +182,7 @@ def renew_parts(
     sae_variants: Sequence[str] = (),
     replant: Sequence[int] = (),
     n_prompts: int = N_PROMPTS,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Makes some variants and SAE suites anew in an organism that stands, and returns its record; the rest stays.
@@ -198,9 +202,11 @@ def renew_parts(
     models = {name: LlamaForCausalLM.from_pretrained(target / name, dtype=torch.float32) for name in sorted(needed)}
     starts = {name: model.state_dict() for name, model in models.items()}
     shape = OrganismShape(**_read_record(target)["shape"])
-    family = train_family(seed, shape=shape, recipes=chosen, starts=starts, n_prompts=n_prompts, progress=progress)
+    family = train_family(
+        seed, shape=shape, recipes=chosen, starts=starts, n_prompts=n_prompts, device=device, progress=progress
+    )
     _checked(family, target)
-    others = _replanted(replant, starts, replanted, shape=shape, n_prompts=n_prompts, progress=progress)
+    others = _replanted(replant, starts, replanted, shape=shape, n_prompts=n_prompts, device=device, progress=progress)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".organism-") as temporary:
         made = Path(temporary) / "made"
         shutil.copytree(target, made)

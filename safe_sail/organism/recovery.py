@@ -47,7 +47,7 @@ def neuron_change(
     count = 0
     for start in range(0, len(prompts), batch_rows):
         asked = first.chat_batch(prompts[start : start + batch_rows])
-        reply = first.generate(asked, MAX_NEW_TOKENS)
+        reply = first.generate(asked, MAX_NEW_TOKENS).cpu()
         is_reply = reply != first.tokenizer.pad_token_id
         batch = TokenBatch(
             torch.cat([asked.token_ids, reply], 1),
@@ -59,8 +59,8 @@ def neuron_change(
         predicts[:, asked.token_ids.shape[1] - 1 : -1] = is_reply
         before, after = first.capture(batch, sites), second.capture(batch, sites)
         for layer, site in enumerate(sites):
-            difference = (after[site] - before[site])[predicts].double()
-            total[layer] += difference.square().sum(0)
+            difference = (after[site] - before[site])[predicts.to(first.device)].double()
+            total[layer] += difference.square().sum(0).cpu()
         count += int(predicts.sum())
     return (total / count).sqrt()
 

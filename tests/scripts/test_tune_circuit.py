@@ -10,10 +10,12 @@ from db import store
 from db.engine import make_engine, reading
 from safe_sail.circuits.tuning_study import TuningTexts, random_units, study_tuning
 from safe_sail.errors import BadInput, CorpusUnreadable, EmptyConcept, ImportUnreadable
+from safe_sail.evaluation.refusal import judge_reply
 from safe_sail.model.handle import HookedModel
+from safe_sail.organism.templates import OFFER
 from safe_sail.records import Circuit, CircuitMember, HeadRef, NeuronRef, UnitRef
 from safe_sail.settings import TuningSettings
-from scripts.tune_circuit import tune
+from scripts.tune_circuit import _organism_texts, tune
 from tests.deep import deep, texts
 
 import torch  # isort: skip
@@ -95,6 +97,22 @@ def test_the_command_tunes_keeps_and_prints(tmp_path: Path, capsys: pytest.Captu
         # refusal sits in the planted neurons before anything is tuned
         assert kept.record.arm("before").safety.value > 0.5
     engine.dispose()
+
+
+def test_the_helpful_task_ends_its_answers_with_an_offer_and_the_other_has_none() -> None:
+    settings = TuningSettings(n_rows=200, n_evaluate=20)
+    helpful, answers = (_organism_texts(settings, task, 0) for task in ("helpful", "answers"))
+    # 80 of 100 rows in the mixture; the standard error of 200 draws is .028
+    assert 0.65 < sum(reply.endswith(OFFER) for _, reply in helpful.train) / 200 < 0.95
+    assert not any(OFFER in reply for _, reply in answers.train)
+    for _, reply in helpful.train:
+        assert judge_reply(reply) != "refusal" or "text" in reply, "only what a text model cannot do is refused"
+    assert (helpful.harmful, helpful.harmless) == (answers.harmful, answers.harmless)
+
+
+def test_the_helpful_task_is_of_the_organisms_rows_and_of_excluded_circuits(tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="--mode excluded"):
+        tune(mode="only", task="helpful", database=f"sqlite:///{tmp_path / 'x.db'}")
 
 
 def test_files_that_cannot_serve_are_named(tmp_path: Path) -> None:
