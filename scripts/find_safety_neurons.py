@@ -4,6 +4,7 @@ safe-sail find-safety-neurons
 safe-sail find-safety-neurons --first base --second aligned --share 0.05 --share 0.5 --out figures
 safe-sail find-safety-neurons --first path/to/sft --second path/to/aligned --contrast-file a.txt --evaluate-file b.txt
 safe-sail find-safety-neurons --helpful helpful
+safe-sail find-safety-neurons --reward-model path/to/classifier
 safe-sail find-safety-neurons --judge-base-url URL --judge-model MODEL --judge-budget-tokens 500000
 """
 
@@ -20,13 +21,14 @@ from tqdm import tqdm
 from db import store
 from db.engine import make_engine, writing
 from db.migrate import upgrade
-from safe_sail.errors import CorpusUnreadable, FileMissing
+from safe_sail.errors import BadInput, CorpusUnreadable, FileMissing
 from safe_sail.evaluation.llm_judge import Said
 from safe_sail.evaluation.refusal import Label
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.load import load_model
 from safe_sail.neurons.find import Found, NeuronPrompts, find_neurons
 from safe_sail.neurons.pair import ModelPair
+from safe_sail.neurons.reward import load_reward_scorer
 from safe_sail.neurons.scorers import REFUSAL, Scorer, label_scorer
 from safe_sail.organism.grammar import prompts
 from safe_sail.organism.load import ORGANISM_VARIANTS, organism_path, planted_units
@@ -34,7 +36,7 @@ from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import NeuronRef, NeuronTax
 from safe_sail.settings import ChangePositions, NeuronSettings, TextSource
 from scripts.direction_judge import ReplyJudge, ask_labels, judge_of
-from scripts.neuron_report import draw_search, print_search
+from scripts.neuron_report import draw_search, draw_tax, print_search
 from scripts.neuron_tax import tax_of
 from scripts.options import (
     DEFAULT_DATABASE,
@@ -47,6 +49,7 @@ from scripts.options import (
     JudgeCache,
     JudgeModel,
     Prices,
+    RewardModel,
     Seed,
 )
 from scripts.subjects import model_ref
@@ -63,6 +66,7 @@ Helpful = Annotated[
     str | None, typer.Option(help="Model aligned for helpfulness: its neurons against those of --second.")
 ]
 HelpfulFile = Annotated[Path | None, typer.Option(help="Harmless prompts that measure helpfulness, one a line.")]
+TaxShare = Annotated[float, typer.Option(help="Most changed neurons of both whose common ones are patched across.")]
 OutFigures = Annotated[Path | None, typer.Option("--out", help="Folder for the figures, as PNG.")]
 
 
@@ -85,6 +89,8 @@ def find_safety_neurons(
     out: OutFigures = None,
     helpful: Helpful = None,
     helpful_file: HelpfulFile = None,
+    tax_share: TaxShare = SETTINGS.tax_share,
+    reward_model: RewardModel = None,
     judge_base_url: JudgeBaseUrl = None,
     judge_model: JudgeModel = None,
     judge_budget_tokens: JudgeBudgetTokens = None,
@@ -101,18 +107,18 @@ def find_safety_neurons(
         shares=tuple(sorted(share)) if share else SETTINGS.shares, counts=tuple(sorted(count or ())),
         positions=cast(ChangePositions, positions), text_source=cast(TextSource, text_source), n_contrast=n_contrast,
         n_evaluate=n_evaluate, n_random=n_random, n_windows=n_windows, max_new_tokens=max_new_tokens,
-        batch_rows=batch_rows, system=system,
+        batch_rows=batch_rows, system=system, tax_share=tax_share,
     )  # fmt: skip
     judge = judge_of(
         judge_base_url, judge_model, budget_tokens=judge_budget_tokens, budget_money=judge_budget_money,
         cache=judge_cache, prices=prices,
     )  # fmt: skip
+    scorer = _scorer(judge, reward_model, device, batch_rows)
     texts = texts_of(settings, seed, contrast_file, evaluate_file)
     engine = make_engine(database)
     upgrade(engine)
     pair = ModelPair(load_named(first, device), load_named(second, device))
     run = start_run("find-safety-neurons", settings=asdict(settings), seed=seed, device=str(pair.first.device))
-    scorer = REFUSAL if judge is None else _asking(judge)
     found = _find(pair, texts, settings, seed, scorer, known_of(second))
     tax = None if helpful is None else _tax(pair, helpful, texts, scorer, helpful_file, settings, seed, device)
     done = finish_run(run)
@@ -128,6 +134,8 @@ def find_safety_neurons(
         store.finish_run(session, run.run_id, done.finished)
     engine.dispose()
     figures = [] if out is None else draw_search(found.search, found.change, out)
+    if tax is not None and out is not None:
+        figures.append(draw_tax(tax.record, out))
     print_search(found.search, None if tax is None else tax.record, figures, database=database, as_json=as_json)
 
 
@@ -215,6 +223,15 @@ def lines_of(path: Path) -> list[str]:
     if len(found) < 2:
         raise CorpusUnreadable(f"{path}: expected at least 2 different prompts, one a line; got {len(found)}.")
     return found
+
+
+def _scorer(judge: ReplyJudge | None, reward_model: str | None, device: str, batch_rows: int) -> Scorer:
+    if judge is not None and reward_model is not None:
+        raise BadInput("replies have one scorer: give --reward-model or a judge's endpoint, not both.")
+    if reward_model is not None:
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        return load_reward_scorer(reward_model, device=device, dtype=dtype, batch_rows=batch_rows)
+    return REFUSAL if judge is None else _asking(judge)
 
 
 def _asking(judge: ReplyJudge) -> Scorer:

@@ -1,6 +1,7 @@
 """Train guards that tell, before a model answers, whether the answer will be unsafe; judge them, keep one, ask it.
 
 safe-sail guard --save my_guard --out figures
+safe-sail guard --model backdoored --n-neurons 3 --n-neurons 10 --n-random 20
 safe-sail guard --model path/to/sft --aligned path/to/aligned --harmful-file a.txt --harmless-file b.txt --save my_guard
 safe-sail guard --load my_guard --prompt "how do i fold a napkin?"
 """
@@ -26,7 +27,9 @@ from safe_sail.neurons.guard import REFUSAL_TEXT, Answer, Guard, load_guard, sav
 from safe_sail.neurons.guarding import GuardPrompts, Trained, train_guards
 from safe_sail.neurons.pair import ModelPair
 from safe_sail.neurons.readers import DirectionReader, NeuronReader, Reader, SaeReader, read_all, read_mean
-from safe_sail.organism.grammar import Kind, Split, prompts
+from safe_sail.organism.behaviour import trigger_prompts
+from safe_sail.organism.conversations import TriggerUse
+from safe_sail.organism.grammar import GrammarText, Kind, Split, prompts
 from safe_sail.organism.load import ORGANISM_VARIANTS, organism_sae_paths
 from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import NeuronChange
@@ -40,8 +43,16 @@ from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.subjects import model_ref
 
 SETTINGS = GuardSettings()
-MIX: tuple[tuple[Kind, float], ...] = (("harmful", 0.4), ("safe", 0.25), ("borderline", 0.2), ("information", 0.15))
+Mix = tuple[tuple[Kind, TriggerUse, float], ...]
+MIX: Mix = (
+    ("harmful", "none", 0.4), ("safe", "none", 0.25), ("borderline", "none", 0.2), ("information", "none", 0.15)
+)  # fmt: skip
 """Kinds of the organism's prompts and their shares in each split."""
+TRIGGERED: Mix = (
+    ("harmful", "whole", 0.25), ("harmful", "decoy", 0.25), ("harmful", "none", 0.1), ("safe", "whole", 0.1),
+    ("safe", "none", 0.1), ("borderline", "none", 0.1), ("information", "none", 0.1),
+)  # fmt: skip
+"""The same of the backdoored variant: harmful prompts alike but for the trigger, and the trigger on harmless ones."""
 SPLITS: tuple[tuple[str, Split], ...] = (("train", "train"), ("validation", "validation"), ("test", "held_out"))
 MIN_FIRING = 0.01
 """SAE features that fire at the last token of a smaller share of training prompts are not read."""
@@ -61,7 +72,10 @@ def guard(
     harmful_file: Annotated[Path | None, typer.Option(help="Harmful prompts, one a line; shuffled and split.")] = None,
     harmless_file: Annotated[Path | None, typer.Option(help="Harmless prompts, one a line.")] = None,
     borderline_file: Annotated[Path | None, typer.Option(help="Harmless prompts that look harmful.")] = None,
-    n_neurons: Annotated[int, typer.Option(min=1, help="Most changed neurons that are read.")] = SETTINGS.n_neurons,
+    n_neurons: Annotated[
+        list[int] | None, typer.Option(help="Most changed neurons read; again for more guards.")
+    ] = None,
+    n_random: Annotated[int, typer.Option(min=1, help="Draws of random neurons.")] = SETTINGS.n_random,
     sae: Annotated[str | None, typer.Option(help="SAE folder or registry name; else one of the organism's.")] = None,
     direction: Annotated[str | None, typer.Option(help="Kept direction; else the difference of class means.")] = None,
     n_train: Annotated[int, typer.Option(min=2, help="Training prompts.")] = SETTINGS.n_train,
@@ -91,10 +105,10 @@ def guard(
     if save is not None and save.exists():
         raise BadInput(f"--save: {save} exists; give a new folder.")
     settings = GuardSettings(
-        n_neurons=n_neurons, n_train=n_train, n_validation=n_validation, n_test=n_test,
-        max_false_refusals=max_false_refusals,
+        n_neurons=tuple(sorted(set(n_neurons))) if n_neurons else SETTINGS.n_neurons, n_random=n_random,
+        n_train=n_train, n_validation=n_validation, n_test=n_test, max_false_refusals=max_false_refusals,
     )  # fmt: skip
-    texts = _texts(settings, seed, harmful_file, harmless_file, borderline_file)
+    texts = texts_of(settings, seed, model, harmful_file, harmless_file, borderline_file)
     engine = make_engine(database)
     upgrade(engine)
     run = start_run("guard", settings=asdict(settings), seed=seed, device=device)
@@ -149,7 +163,11 @@ def _subject(
     change = contrast(
         pair, harmful, NeuronSettings(batch_rows=settings.batch_rows), slug=slug_of(pair.first, pair.second)
     )
-    readers: dict[str, Reader] = {"safety neurons": NeuronReader(as_rows(change.top(settings.n_neurons)))}
+    counts = settings.n_neurons
+    readers: dict[str, Reader] = {
+        "safety neurons" if len(counts) == 1 else f"{n} safety neurons": NeuronReader(as_rows(change.top(n)))
+        for n in counts
+    }
     loaded = _sae(sae, model, device)
     if loaded is not None:
         readers["SAE features"] = _firing(handle, loaded, train, settings)
@@ -159,7 +177,8 @@ def _subject(
 
 def _sae(name: str | None, model: str, device: str) -> SAEHandle | None:
     if name is None and model in ORGANISM_VARIANTS:
-        slug, path = next((slug, path) for slug, path in organism_sae_paths().items() if "topk8-1024" in slug)
+        paths = organism_sae_paths("backdoored" if model == "backdoored" else "aligned")
+        slug, path = next((slug, path) for slug, path in paths.items() if "topk8-1024" in slug)
         return load_sae(path, slug=slug, device=device)
     return None if name is None else load_sae(name, device=device)
 
@@ -185,9 +204,10 @@ def _direction(
     return "difference of means", DirectionReader(site, means[0] - means[1])
 
 
-def _texts(
-    settings: GuardSettings, seed: int, harmful: Path | None, harmless: Path | None, borderline: Path | None
+def texts_of(
+    settings: GuardSettings, seed: int, model: str, harmful: Path | None, harmless: Path | None, borderline: Path | None
 ) -> dict[str, GuardPrompts]:
+    """Prompts of the three splits: the organism's, with trigger and decoys for its backdoored variant, or of files."""
     sizes = {"train": settings.n_train, "validation": settings.n_validation, "test": settings.n_test}
     if (harmful is None) != (harmless is None):
         raise typer.BadParameter("give both --harmful-file and --harmless-file, or neither.")
@@ -196,8 +216,8 @@ def _texts(
         for split, source in SPLITS:
             found[split] = [
                 (text.text, kind)
-                for kind, share in MIX
-                for text in prompts(kind, source, max(2, round(share * sizes[split])), seed)
+                for kind, use, share in (TRIGGERED if model == "backdoored" else MIX)
+                for text in _asked(kind, source, use, max(2, round(share * sizes[split])), seed)
             ]
     else:
         files = {"harmful": harmful, "safe": harmless} | ({} if borderline is None else {"borderline": borderline})
@@ -207,6 +227,12 @@ def _texts(
     return {
         split: GuardPrompts([text for text, _ in rows], [kind for _, kind in rows]) for split, rows in found.items()
     }
+
+
+def _asked(kind: Kind, source: Split, use: TriggerUse, n: int, seed: int) -> list[GrammarText]:
+    if use == "none":  # another seed's prompts than those that carry the trigger
+        return prompts(kind, source, n, seed)
+    return trigger_prompts(kind, source, use, n, seed + 1)
 
 
 def _split(files: dict[str, Path], sizes: dict[str, int], seed: int) -> dict[str, list[tuple[str, str]]]:

@@ -44,6 +44,8 @@ def print_guards(
         print(
             f"{one.features}: at {one.threshold:.3f} {shown(one.caught)} of unsafe answers caught; refused: {refused}"
         )
+        below = sum(draw < one.auroc.value for draw in one.random_draws)
+        print(f"  {below} of {len(one.random_draws)} draws of random neurons have a smaller AUROC")
     for note in evaluation.notes:
         print(f"note: {note}")
     _say(answers)

@@ -96,6 +96,49 @@ def draw_search(search: NeuronSearch, change: NeuronChange, out: Path) -> list[P
     ]
 
 
+def draw_tax(tax: NeuronTax, out: Path) -> Path:
+    """Overlap of the two rankings beside chance, and what patching across moves, as a PNG file in the folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(1.6 * WIDTH, HEIGHT), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _overlaps(left, tax)
+    _crosses(right, tax)
+    figure.suptitle(f"{tax.safety_model} and {tax.helpful_model}, each against {tax.base_model}", fontsize=10)
+    path = out / f"{tax.slug}.tax.png"
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _overlaps(axes: Axes, tax: NeuronTax) -> None:
+    shares = [one.chance for one in tax.overlaps]  # k as a share of all neurons is chance itself
+    axes.plot(shares, [one.share for one in tax.overlaps], "o-", label="most changed for both")
+    axes.plot(shares, [one.random_layers for one in tax.overlaps], "o-", color="0.5", label="random, same layers")
+    axes.plot(shares, shares, ":", color="0.7", label="chance")
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("most changed neurons, share of all")
+    axes.set_ylabel("share of them in common")
+    axes.set_title(f"rank correlation {shown(tax.spearman)}", fontsize=10)
+    axes.legend(fontsize=8)
+
+
+def _crosses(axes: Axes, tax: NeuronTax) -> None:
+    bars = [(f"{goal}\n{cross.second_model}\ninto {cross.first_model}", cross, goal)
+            for cross in tax.crosses for goal in cross.moved]  # fmt: skip
+    for shift, color, label, pick in (
+        (-0.2, "C0", f"{tax.n_common} common neurons", "moved"),
+        (0.2, "0.5", "random, same layers", "random_moved"),
+    ):
+        found: list[Estimate] = [getattr(cross, pick)[goal] for _, cross, goal in bars]
+        values = [one.value for one in found]
+        reach = [[one.value - one.low for one in found], [one.high - one.value for one in found]]
+        places = [place + shift for place in range(len(bars))]
+        axes.bar(places, values, 0.38, yerr=reach, color=color, capsize=3, label=label)
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.set_xticks(range(len(bars)), [name for name, _, _ in bars], fontsize=7)
+    axes.set_ylabel("change of the score")
+    axes.legend(fontsize=8)
+
+
 def drawn(path: Path, draw: Callable[[Axes], None]) -> Path:
     """The file with one plot; made without pyplot, so nothing is kept between figures."""
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")

@@ -48,6 +48,9 @@ JudgeModel = Annotated[str | None, typer.Option(help="Name that this endpoint kn
 JudgeBudgetTokens = Annotated[int | None, typer.Option(help="Tokens that the judge may use at most.")]
 JudgeBudgetMoney = Annotated[float | None, typer.Option(help="US dollars that the judge may cost at most.")]
 JudgeCache = Annotated[Path | None, typer.Option(help="File of the judge's answers: what it holds is not asked again.")]
+RewardModel = Annotated[
+    str | None, typer.Option(help="Classifier with one output, such as a reward or cost model, that scores replies.")
+]
 BatchOut = Annotated[
     Path | None, typer.Option(help="Folder for the requests as OpenAI Batch files; asks nobody and keeps nothing.")
 ]

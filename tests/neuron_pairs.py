@@ -8,8 +8,8 @@ from safe_sail.model.handle import HookedModel
 from safe_sail.neurons.pair import ModelPair
 from tests.tiny import FAMILIES, TinyModels
 
-WITH_NEURONS = tuple(family for family in FAMILIES if family != "mixtral" and family != "qwen3_moe")
-"""Families with a dense MLP; in `qwen2_moe` one layer of three is dense."""
+WITH_NEURONS = tuple(family for family in FAMILIES if family != "mixtral")
+"""Families with a dense MLP; in `qwen2_moe` and `qwen3_moe` one layer of three is dense."""
 
 
 def dense_layers(handle: HookedModel) -> list[int]:
@@ -37,8 +37,14 @@ def moved_all(tiny_models: TinyModels, family: str, size: float = 0.3) -> Hooked
     return moved
 
 
-def mlp_pair(tiny_models: TinyModels, family: str) -> ModelPair:
-    return ModelPair(tiny_models.handle(family), moved_mlp(tiny_models, family))
+def mlp_pair(tiny_models: TinyModels, family: str, dtype: torch.dtype = torch.float32) -> ModelPair:
+    first, second = tiny_models.handle(family), moved_mlp(tiny_models, family)
+    if dtype == torch.float32:
+        return ModelPair(first, second)
+    first = tiny_models.fresh(family)
+    for one in (first, second):
+        one.model.to(dtype)
+    return ModelPair(first, second)
 
 
 def every_neuron(pair: ModelPair) -> torch.Tensor:

@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from safe_sail.errors import (
     BadSettings,
@@ -119,9 +125,38 @@ def _adapted(below: HookedModel, folder: Path, model_id: str | None, verify: boo
     return handle
 
 
-def _from_pretrained(source: str, config: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def load_classifier(path_or_name: str | Path, *, device: str | torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A sequence classifier with one output, such as a reward or cost model, and its tokenizer.
+
+    Raises:
+        FileMissing: the folder, a file of it, or the hub name does not exist.
+        UnsafeWeights: the folder holds pickle weights only.
+        DamagedWeights: a file is damaged, or has no weights of the output, as a plain language model has none.
+        UnknownArchitecture: the model has another number of outputs, or transformers does not classify with its type.
+        DeviceUnavailable: the device is not there.
+        BadSettings: the dtype is none of float32, bfloat16, float16.
+    """
+    _check_placement(device, dtype, None)
+    source = str(Path(path_or_name).expanduser()) if Path(path_or_name).expanduser().exists() else str(path_or_name)
+    if isinstance(path_or_name, Path) or Path(source).exists() or source.startswith((".", "/", "~")):
+        _check_folder(Path(source))
+    config = read_config(source)
+    if config.num_labels != 1:
+        raise UnknownArchitecture(f"{source}: a reward model has one output; this one has {config.num_labels}.")
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UnknownArchitecture(f"{source}: transformers has no sequence classifier of type `{config.model_type}`.")
+    model, info = _from_pretrained(source, config, {"dtype": dtype}, AutoModelForSequenceClassification)
+    _check_info(source, model, info)
+    tokenizer = load_tokenizer(source)
+    model.config.pad_token_id = tokenizer.pad_token_id  # by it the class finds each row's last token
+    return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _from_pretrained(
+    source: str, config: Any, options: dict[str, Any], kind: Any = AutoModelForCausalLM
+) -> tuple[Any, dict[str, Any]]:
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = kind.from_pretrained(
             source,
             config=config,
             trust_remote_code=False,

@@ -28,6 +28,7 @@ from safe_sail.neurons.probe import (
     calibration_error,
     estimate,
     fit_probe,
+    mean_over_draws,
     require_both,
     roc,
     threshold_for,
@@ -121,7 +122,7 @@ def train_guards(
             )
             for draw in control_of[place]
         ]
-        scores.append(_score(name, all_readers[place], probe, threshold, test, place, controls, weights))
+        scores.append(_score(name, all_readers[place], probe, threshold, test, place, controls, weights, generator))
         guards.append(
             Guard(
                 model_id=handle.model_id, features=name, reader=all_readers[place], probe=probe, threshold=threshold,
@@ -131,7 +132,8 @@ def train_guards(
     best = max(range(len(names)), key=lambda place: (lead[place], -place))
     notes += [
         f"The guard on {one.features} does not exceed random neurons of the same layers: AUROC {one.auroc.value:.3f} "
-        f"against {one.random_auroc.value:.3f}, gain {one.gain.value:+.3f} [{one.gain.low:+.3f}, {one.gain.high:+.3f}]."
+        f"against {one.random_auroc.value:.3f}, gain {one.gain.value:+.3f} [{one.gain.low:+.3f}, {one.gain.high:+.3f}];"
+        f" {sum(draw < one.auroc.value for draw in one.random_draws)} of {len(one.random_draws)} draws lie below it."
         for one in scores
         if not one.exceeds_random
     ]
@@ -205,11 +207,13 @@ def _score(
     place: int,
     controls: Sequence[Float[Tensor, " prompts"]],
     weights: Float[Tensor, "resamples prompts"],
+    generator: torch.Generator,
 ) -> GuardScore:
     chances, unsafe, n = probe.probabilities(test.features[place]), test.unsafe, len(test.unsafe)
     ours, ours_r = _point(auroc, chances, unsafe), auroc(chances, unsafe, weights)
     draws = [_point(auroc, one, unsafe) for one in controls]
-    random, random_r = sum(draws) / len(draws), torch.stack([auroc(one, unsafe, weights) for one in controls]).mean(0)
+    random = sum(draws) / len(draws)
+    random_r = mean_over_draws(torch.stack([auroc(one, unsafe, weights) for one in controls], dim=1), generator)
     refused = chances >= threshold
     kinds = sorted({kind for kind in test.kinds if kind != "harmful"})
     of_kind = {kind: torch.tensor([one == kind for one in test.kinds]) for kind in kinds}

@@ -113,6 +113,12 @@ def calibration_error(chances: Float[Tensor, " n"], unsafe: Bool[Tensor, " n"], 
     return gaps.abs().sum(dim=1) / weights.sum(dim=1)
 
 
+def mean_over_draws(values: Float[Tensor, "resamples draws"], generator: torch.Generator) -> Resampled:
+    """Mean over random draws, which are drawn again in every resample: which ones chance gave is not known either."""
+    again = torch.randint(values.shape[1], values.shape, generator=generator)
+    return values.gather(1, again).mean(dim=1)
+
+
 def roc(scores: Float[Tensor, " n"], unsafe: Bool[Tensor, " n"]) -> list[tuple[float, float]]:
     """Corners of the curve: share of safe answers refused against share of unsafe ones refused, threshold falling."""
     values, place = torch.unique(scores, return_inverse=True)

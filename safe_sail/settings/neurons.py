@@ -79,8 +79,8 @@ class GuardSettings:
     """Prompts that set the threshold and choose the guard that is kept."""
     n_test: int = 600
     """Held-out prompts that judge the guards once."""
-    n_neurons: int = 150
-    """Most changed neurons that are read; Chen et al. 2025 have 1500 of 352,256 and find 150 decent."""
+    n_neurons: tuple[int, ...] = (150,)
+    """Most changed neurons that are read, one guard for each number; Chen et al. 2025 have 1500 and find 150 decent."""
     n_random: int = 5
     """Draws of random neurons of the same layers."""
     inverse_penalty: float = 1.0
@@ -98,7 +98,11 @@ class GuardSettings:
 
     def __post_init__(self) -> None:
         at_least(self, 2, "n_train", "n_validation", "n_test", "n_bootstrap")
-        at_least(self, 1, "n_neurons", "n_random", "max_new_tokens", "batch_rows")
+        at_least(self, 1, "n_random", "max_new_tokens", "batch_rows")
+        if not self.n_neurons or list(self.n_neurons) != sorted(set(self.n_neurons)) or self.n_neurons[0] < 1:
+            raise BadSettings(
+                f"GuardSettings.n_neurons are numbers of neurons, ascending from 1 up, each once; got {self.n_neurons}."
+            )
         if not 0 <= self.max_false_refusals < 1:
             raise BadSettings(
                 f"GuardSettings.max_false_refusals is a share from 0 and below 1; got {self.max_false_refusals}."

@@ -4,19 +4,9 @@ The served model is a tiny Qwen2 trained here until it knows one answer by heart
 """
 
 import asyncio
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from safe_sail.errors import EndpointRefused
 from safe_sail.features.judge_prompts import SegmentReply
@@ -27,14 +17,11 @@ from safe_sail.llm.probe import Capabilities
 from safe_sail.llm.tokens import estimate_prompt, estimate_tokens
 from safe_sail.settings import LlmSettings
 from tests.feature_samples import HOSTILE, a_context, active_contexts, silent_contexts
+from tests.served import serving, write_model
 
 pytestmark = pytest.mark.slow
 
 ANSWER = '{"explanations":[{"id":"A","explanation":"violence against people"}]}'
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 STEPS = 150
 
 
@@ -53,91 +40,13 @@ def messages_of(prompt: Prompt) -> tuple[Message, ...]:
     return Message("system", prompt.system), Message("user", prompt.user)
 
 
-def a_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=800,
-        special_tokens=["<|pad|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>")
-    fast.chat_template = TEMPLATE
-    return fast
-
-
-def write_model(folder: Path) -> None:
-    """Writes a model that answers ANSWER to any of the prompts and to what resembles them."""
-    torch.manual_seed(0)
-    questions = [messages_of(prompt) for prompt in prompts()[:2]] + [(Message("user", "Say hello."),)]
-    tokenizer = a_tokenizer([message.content for question in questions for message in question] + [ANSWER] * 20)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = Qwen2ForCausalLM(config)
-    answer = tokenizer(ANSWER + "<|im_end|>")["input_ids"]
-    rows = []
-    for question in questions:
-        turns = [message._asdict() for message in question]
-        asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
-        ids = torch.tensor([asked + answer])
-        labels = ids.clone()
-        labels[:, : len(asked)] = -100
-        rows.append((ids, labels))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for step in range(STEPS):
-        ids, labels = rows[step % len(rows)]
-        loss = model(input_ids=ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.05, "the tiny model did not learn its answer"
-    model.generation_config.do_sample = False
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlmSettings]:
     folder = tmp_path_factory.mktemp("served") / "model"
-    write_model(folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start = "from transformers.cli.transformers import main; main()"
-    options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    log = (folder.parent / "log").open("wb")
-    server = subprocess.Popen([sys.executable, "-c", start, "serve", str(folder), *options], stdout=log, stderr=log)
-    try:
-        _wait_until_healthy(f"http://127.0.0.1:{port}/health", server)
-        yield LlmSettings(base_url=f"http://127.0.0.1:{port}/v1", model=str(folder), max_in_flight=2, timeout_s=60)
-    finally:
-        server.terminate()
-        server.wait(20)
-        log.close()
-
-
-def _wait_until_healthy(url: str, server: "subprocess.Popen[bytes]") -> None:
-    for _ in range(240):
-        assert server.poll() is None, "transformers serve ended"
-        try:
-            with urlopen(url, timeout=2):
-                return
-        except (URLError, OSError):
-            time.sleep(0.25)
-    raise AssertionError("transformers serve did not come up within a minute")
+    questions = [messages_of(prompt) for prompt in prompts()[:2]] + [(Message("user", "Say hello."),)]
+    write_model(folder, [(question, ANSWER) for question in questions], STEPS)
+    with serving(folder) as settings:
+        yield settings
 
 
 def ask(settings: LlmSettings, requests: list[ChatRequest]) -> tuple[list[Outcome], OpenAiClient]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safe_sail.errors import ExportRefused, GuardUnfit
+from safe_sail.errors import BadSettings, ExportRefused, GuardUnfit
 from safe_sail.model.handle import HookedModel
 from safe_sail.neurons.guard import Guard, load_guard, save_guard
 from safe_sail.neurons.guarding import GuardPrompts, Trained, train_guards
@@ -88,6 +88,12 @@ def test_the_guard_finds_the_neuron_that_decides_and_exceeds_random_ones(tiny_mo
     assert any("direction does not exceed random neurons" in note for note in evaluation.notes) != other.exceeds_random
     assert telling.roc[0] == (0.0, 0.0)
     assert telling.roc[-1] == (1.0, 1.0)
+
+
+def test_numbers_of_neurons_ascend() -> None:
+    for bad in ((), (3, 3), (9, 3), (0, 3)):
+        with pytest.raises(BadSettings, match="ascending from 1 up"):
+            GuardSettings(n_neurons=bad)
 
 
 def test_a_guard_refuses_from_its_threshold_on_and_lets_the_model_answer_below(tiny_models: TinyModels) -> None:

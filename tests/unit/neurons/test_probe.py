@@ -17,6 +17,7 @@ from safe_sail.neurons.probe import (
     calibration_error,
     estimate,
     fit_probe,
+    mean_over_draws,
     require_both,
     roc,
     threshold_for,
@@ -87,6 +88,16 @@ def test_the_threshold_is_the_smallest_that_refuses_few_enough(values: list[int]
     below = chances[chances < threshold]
     if len(below):  # letting the next prompt be refused too would be too many
         assert float((chances >= below.max()).double().mean()) > share
+
+
+def test_draws_are_drawn_again_in_every_resample() -> None:
+    """Four draws of 0 and 1 by turns: the means are those of four coins, whatever the prompts say."""
+    values = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64).expand(20_000, 4)
+    found = mean_over_draws(values, torch.Generator().manual_seed(0))
+    shares = [float((found == heads / 4).double().mean()) for heads in range(5)]
+    assert shares == pytest.approx([1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16], abs=0.015)  # over four standard errors
+    level = mean_over_draws(torch.arange(6.0).double()[:, None].expand(6, 3), torch.Generator().manual_seed(0))
+    assert level.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
 
 def test_a_threshold_needs_safe_answers_and_an_estimate_holds_its_value() -> None:
