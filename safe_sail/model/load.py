@@ -145,7 +145,8 @@ def load_classifier(path_or_name: str | Path, *, device: str | torch.device, dty
         raise UnknownArchitecture(f"{source}: a reward model has one output; this one has {config.num_labels}.")
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UnknownArchitecture(f"{source}: transformers has no sequence classifier of type `{config.model_type}`.")
-    model, info = _from_pretrained(source, config, {"dtype": dtype}, AutoModelForSequenceClassification)
+    read = AutoModelForSequenceClassification.from_pretrained
+    model, info = _from_pretrained(source, config, {"dtype": dtype}, read)
     _check_info(source, model, info)
     tokenizer = load_tokenizer(source)
     model.config.pad_token_id = tokenizer.pad_token_id  # by it the class finds each row's last token
@@ -153,10 +154,10 @@ def load_classifier(path_or_name: str | Path, *, device: str | torch.device, dty
 
 
 def _from_pretrained(
-    source: str, config: Any, options: dict[str, Any], kind: Any = AutoModelForCausalLM
+    source: str, config: Any, options: dict[str, Any], read: Any = AutoModelForCausalLM.from_pretrained
 ) -> tuple[Any, dict[str, Any]]:
     try:
-        model, info = kind.from_pretrained(
+        model, info = read(
             source,
             config=config,
             trust_remote_code=False,
