@@ -3,6 +3,8 @@
 Every setting that is unknown, outside its range or not finite is refused before anything is kept.
 """
 
+from dataclasses import MISSING
+from dataclasses import fields as dataclass_fields
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
@@ -24,9 +26,12 @@ class AnyJobRequest(BaseModel):
 
 
 def _request_type(kind: str, settings: type) -> type[AnyJobRequest]:
+    said = "What the command is told."
+    must_be_told = any(one.default is MISSING and one.default_factory is MISSING for one in dataclass_fields(settings))
+    told = Field(description=said) if must_be_told else Field(default_factory=settings, description=said)
     fields: dict[str, Any] = {
         "kind": (Literal[kind], Field(description="Name of the command.")),
-        "settings": (settings, Field(default_factory=settings, description="What the command is told.")),
+        "settings": (settings, told),
     }
     made = create_model(
         f"{settings.__name__}Request", __base__=AnyJobRequest, __doc__=f"A job of the kind `{kind}`.", **fields

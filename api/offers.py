@@ -1,15 +1,16 @@
 """What the server offers to jobs: models, SAEs, files and language models, by names that its settings give.
 
 A job from the network names things; only here do names become paths. A file is named by its path below one folder;
-links that lead out of it are refused, as are `..` and absolute paths.
+links that lead out of it are refused, as are `..` and absolute paths. What jobs have made is named `made/NAME/...`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from safe_sail.errors import NotOffered
-from safe_sail.settings.jobs import offered_names
+from safe_sail.settings.offered import offered_names
 
 ORGANISM_MODELS = ("aligned", "base", "backdoored", "planted-neurons", "helpful")
 """Variants of the embedded organism, which every server offers."""
@@ -19,6 +20,8 @@ ORGANISM_SAES = (
     "organism-backdoored.resid_post.3.topk8-1024",
 )  # fmt: skip
 """SAEs of the organism that are shipped, which every server offers by their slugs."""
+_MADE = "made/"
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +40,8 @@ class Offers:
     """Names that the endpoint knows its models by."""
     guards: Mapping[str, str] = field(default_factory=dict)
     """Name to the folder of a guard that `safe-sail guard --save` wrote."""
+    made_in: Path | None = None
+    """Folder where jobs leave SAEs, pairs and guards; None lets no job make any."""
 
     def model(self, name: str) -> str:
         """Folder or hub name of an offered model; a variant of the organism is its own name.
@@ -52,6 +57,8 @@ class Offers:
         Raises:
             NotOffered: the server offers no such SAE.
         """
+        if name.startswith(_MADE):
+            return str(self._made(name))
         return name if name in ORGANISM_SAES else _named("SAE", name, self.saes, "SAFE_SAIL_SAES")
 
     def guard(self, name: str) -> str:
@@ -60,6 +67,8 @@ class Offers:
         Raises:
             NotOffered: the server offers no such guard.
         """
+        if name.startswith(_MADE):
+            return str(self._made(name))
         return _named("guard", name, self.guards, "SAFE_SAIL_GUARDS")
 
     def file(self, name: str) -> Path:
@@ -68,16 +77,36 @@ class Offers:
         Raises:
             NotOffered: the server offers no files, or none of this name.
         """
+        if name.startswith(_MADE):
+            return self._made(name)
         if self.files is None:
             raise NotOffered(f"file `{name[:100]}`: this server offers no files; SAFE_SAIL_FILES names a folder.")
-        root = self.files.resolve()
-        try:
-            path = (root / name).resolve(strict=True)
-        except (OSError, ValueError) as error:
-            raise NotOffered(f"file `{name[:100]}` is not in the server's folder of files.") from error
-        if not path.is_relative_to(root) or Path(name).is_absolute():
-            raise NotOffered(f"file `{name[:100]}` is not in the server's folder of files.")
-        return path
+        return _below(self.files, name, f"file `{name[:100]}` is not in the server's folder of files.")
+
+    def made(self, name: str) -> Path:
+        """Folder that a job makes, which need not be there yet.
+
+        Raises:
+            NotOffered: the server lets no job make any, or the name is no name of a folder.
+        """
+        if self.made_in is None:
+            raise NotOffered("this server has no folder for what jobs make; SAFE_SAIL_MADE_IN names one.")
+        if not _FOLDER_NAME.fullmatch(name):
+            raise NotOffered(
+                f"`{name[:100]}` cannot name a new folder; expected at most 100 letters, digits, `.`, `_` and `-`, "
+                f"the first one a letter or a digit."
+            )
+        return self.made_in / name
+
+    def model_id(self, name: str) -> str | None:
+        """What records call an offered model; None where its files say it."""
+        return None if name in ORGANISM_MODELS else name
+
+    def _made(self, name: str) -> Path:
+        refusal = f"`{name[:100]}` is nothing that a job has made here."
+        if self.made_in is None:
+            raise NotOffered(refusal)
+        return _below(self.made_in, name.removeprefix(_MADE), refusal)
 
     def llm(self, name: str) -> str:
         """Name of an offered language model.
@@ -95,9 +124,24 @@ class Offers:
         Raises:
             NotOffered: a name is not.
         """
-        finders = {"model": self.model, "sae": self.sae, "file": self.file, "llm": self.llm, "guard": self.guard}
+        finders = {
+            "model": self.model, "sae": self.sae, "file": self.file, "llm": self.llm, "guard": self.guard,
+            "made": self.made,
+        }  # fmt: skip
         for kind, name in offered_names(settings):
             finders[kind](name)
+
+
+def _below(folder: Path, name: str, refusal: str) -> Path:
+    """What the name stands for below a folder; links that lead out of it stand for nothing."""
+    root = folder.resolve()
+    try:
+        path = (root / name).resolve(strict=True)
+    except (OSError, ValueError) as error:
+        raise NotOffered(refusal) from error
+    if not path.is_relative_to(root) or Path(name).is_absolute():
+        raise NotOffered(refusal)
+    return path
 
 
 def _named(what: str, name: str, offered: Mapping[str, str], variable: str) -> str:

@@ -41,6 +41,10 @@ class ServiceSettings(BaseSettings):
     files: Path | None = Field(
         default=None, description="Folder of texts, concepts and taxonomies that jobs may name; none offers no file."
     )
+    made_in: Path | None = Field(
+        default=Path("safe-sail-made"),
+        description="Folder where jobs leave SAEs, pairs and guards; later jobs name what is in it as `made/NAME/...`.",
+    )
     llm_base_url: str | None = Field(
         default=None, description="OpenAI-compatible endpoint that jobs ask; its key stands in SAFE_SAIL_LLM_KEY."
     )
@@ -60,7 +64,7 @@ class ServiceSettings(BaseSettings):
         """What jobs may name."""
         return Offers(
             models=self.models, saes=self.saes, guards=self.guards, files=self.files, llm_base_url=self.llm_base_url,
-            llms=self.llms,
+            llms=self.llms, made_in=self.made_in,
         )  # fmt: skip
 
 

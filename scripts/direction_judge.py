@@ -66,6 +66,15 @@ def judge_of(
         base_url=base_url, model=model, budget_tokens=budget_tokens, budget_money=budget_money,
         cache_path=None if cache is None else str(cache),
     )  # fmt: skip
+    return judge_with(llm, prices)
+
+
+def judge_with(llm: LlmSettings, prices: Path | None = None) -> ReplyJudge:
+    """The judge that is asked so.
+
+    Raises:
+        PriceUnknown: the budget is in money, and no price of the model is known.
+    """
     table = load_prices(prices)
     Budget.of(llm, table.price_of(base_url=llm.base_url, model=llm.model))  # now, and not after minutes of searching
     return ReplyJudge(llm, table)

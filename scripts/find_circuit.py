@@ -9,15 +9,13 @@ safe-sail find-circuit --model path/to/model --target-file target.jsonl --kept-f
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 import typer
-from tqdm import tqdm
 
 from db import store
-from db.engine import make_engine, writing
-from db.migrate import upgrade
+from db.engine import writing
 from safe_sail.circuits.baselines import Baseline
 from safe_sail.circuits.evaluate import evaluate_circuit
 from safe_sail.circuits.masks import UnitSpace, unit_space
@@ -27,21 +25,23 @@ from safe_sail.circuits.reference import collect_baseline
 from safe_sail.circuits.search import Progress
 from safe_sail.circuits.search import find_circuit as find
 from safe_sail.errors import BadInput
+from safe_sail.model.dims import ModelDims
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.load import load_model
 from safe_sail.model.tokens import TokenBatch, pad_id_of
-from safe_sail.organism.load import ORGANISM_VARIANTS, organism_path, planted_units
+from safe_sail.organism.load import organism_path, planted_units
 from safe_sail.provenance import finish_run, start_run
-from safe_sail.records import CircuitSearch, CircuitUnit
+from safe_sail.records import CircuitEvaluation, CircuitSearch, CircuitUnit
 from safe_sail.sae.load import load_sae
 from safe_sail.settings import CircuitSettings
+from safe_sail.settings.method_jobs import FindCircuitJob
 from scripts.circuit_report import print_report, write_files
 from scripts.circuit_texts import CircuitTexts, file_texts, organism_texts
+from scripts.job_runs import JobContext, at_command_line, named
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
-from scripts.subjects import save_subjects
+from scripts.progress import reported
+from scripts.subjects import is_organism, save_subjects, usual_dtype
 
 SETTINGS = CircuitSettings()
-METHODS = ("masks", "ships")
 
 
 def find_circuit(
@@ -86,91 +86,95 @@ def find_circuit(
         alone_weight=alone_weight, away_weight=away_weight, margin=margin, refine_rounds=refine_rounds, n_train=n_train,
         n_validation=n_validation, n_evaluate=n_evaluate, n_random=n_random, system=system,
     )  # fmt: skip
-    if method not in METHODS:
-        raise BadInput(f"--method: expected one of {', '.join(METHODS)}; got {method}.")
-    texts = _texts(model, behaviour, target_file, kept_file, settings, seed)
-    engine = make_engine(database)
-    upgrade(engine)
-    handle = _load(model, device)
-    saes = [load_sae(name, device=device, expect_model_id=handle.model_id) for name in sae or []]
-    space = unit_space(handle, ("heads",) if method == "ships" else ("heads", "neurons"), saes)
+    job = FindCircuitJob(
+        model=model, behaviour=behaviour, target_file=named(target_file), kept_file=named(kept_file),
+        saes=None if sae is None else tuple(sae), method=cast(Any, method), n_seeds=n_seeds, settings=settings,
+        seed=seed,
+    )  # fmt: skip
+    with at_command_line(database, device=device, dtype=usual_dtype(device, model)) as context:
+        found = _find_and_keep(job, context)
+    files = [] if out is None else write_files(found.search, found.evaluation, found.dims, out)
+    print_report(found.search, found.evaluation, files, database=database, as_json=as_json)
+
+
+def run_job(settings: FindCircuitJob, context: JobContext) -> dict[str, Any]:
+    """What the job brought: its run, the search's and the circuit's slug. A later attempt begins anew."""
+    found = _find_and_keep(settings, context)
+    circuit = found.search.circuit
+    return {"run": found.run_id, "search": found.search.slug, "circuit": circuit.slug, "units": len(circuit.members)}
+
+
+class _Kept(NamedTuple):
+    """What one run found and kept."""
+
+    run_id: str
+    search: CircuitSearch
+    evaluation: CircuitEvaluation
+    dims: ModelDims
+
+
+def _find_and_keep(job: FindCircuitJob, context: JobContext) -> _Kept:
+    settings, seed = job.settings, job.seed
+    texts = _texts(job, context)
+    handle = context.handle(job.model)
+    names = context.saes(job.saes) or []
+    saes = [load_sae(name, device=context.device, expect_model_id=handle.model_id) for name in names]
+    space = unit_space(handle, ("heads",) if job.method == "ships" else ("heads", "neurons"), saes)
     baseline = collect_baseline(handle, space, _reference(handle, texts, settings), settings.ablation)  # type: ignore[arg-type]
     run = start_run("find-circuit", settings=asdict(settings), seed=seed, device=str(handle.device))
-    slug = f"{handle.model_id.replace('/', '_')}.{texts.behaviour.name}" + (".ships" if method == "ships" else "")
-    with tqdm(desc="find-circuit", unit=" step", disable=None) as bar:
-
-        def report(message: str) -> None:
-            bar.set_postfix_str(message)
-            bar.update()
-
-        search = _search(method, handle, space, texts, baseline, settings, slug, _planted(model), seed, n_seeds, report)
+    slug = f"{handle.model_id.replace('/', '_')}.{texts.behaviour.name}" + (".ships" if job.method == "ships" else "")
+    with reported("find-circuit") as report:
+        search = _search(job, handle, space, texts, baseline, slug, report)
         evaluation = evaluate_circuit(
             handle, space, search.circuit, texts.held_out, baseline, settings,
             generator=torch.Generator().manual_seed(seed), judged=texts.judged, progress=report,
         )  # fmt: skip
-    save_subjects(engine, run, handle, saes, source="the embedded organism" if model in ORGANISM_VARIANTS else model)
+    save_subjects(context.database(), run, handle, saes, source=context.source(job.model))
     done = finish_run(run)
-    with writing(engine) as session:
+    with writing(context.engine) as session:
         store.save_circuit_search(session, search, run_id=run.run_id)
         store.save_circuit_evaluation(session, evaluation, run_id=run.run_id)
         assert done.finished is not None
         store.finish_run(session, run.run_id, done.finished)
-    engine.dispose()
-    files = [] if out is None else write_files(search, evaluation, handle.dims, out)
-    print_report(search, evaluation, files, database=database, as_json=as_json)
+    return _Kept(run.run_id, search, evaluation, handle.dims)
 
 
 def _search(
-    method: str,
+    job: FindCircuitJob,
     handle: HookedModel,
     space: UnitSpace,
     texts: CircuitTexts,
     baseline: Baseline,
-    settings: CircuitSettings,
     slug: str,
-    planted: Sequence[CircuitUnit],
-    seed: int,
-    n_seeds: int,
     report: Progress,
 ) -> CircuitSearch:
-    if method == "ships":
-        generator = torch.Generator().manual_seed(seed)
+    planted = _planted(job.model)
+    if job.method == "ships":
+        generator = torch.Generator().manual_seed(job.seed)
         return rank_circuit(
-            handle, texts.train, texts.validation, baseline, settings, texts.behaviour, slug=slug,
+            handle, texts.train, texts.validation, baseline, job.settings, texts.behaviour, slug=slug,
             harmless=texts.harmless, planted=planted, generator=generator, progress=report,
         )[0]  # fmt: skip
     return find(
-        handle, space, texts.train, texts.validation, baseline, settings, texts.behaviour, slug=slug,
-        harmless=texts.harmless, seeds=range(seed, seed + n_seeds), planted=planted, progress=report,
+        handle, space, texts.train, texts.validation, baseline, job.settings, texts.behaviour, slug=slug,
+        harmless=texts.harmless, seeds=range(job.seed, job.seed + job.n_seeds), planted=planted, progress=report,
     )  # fmt: skip
 
 
-def _load(model: str, device: str) -> HookedModel:
-    if model in ORGANISM_VARIANTS:
-        return load_model(organism_path(model), device=device, dtype=torch.float32, model_id=f"organism-{model}")
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    return load_model(model, device=device, dtype=dtype, model_id=Path(model).name)
-
-
-def _texts(
-    model: str,
-    behaviour: str | None,
-    target_file: Path | None,
-    kept_file: Path | None,
-    settings: CircuitSettings,
-    seed: int,
-) -> CircuitTexts:
-    if behaviour not in (None, "refusal", "backdoor"):
-        raise BadInput(f"--behaviour: expected refusal or backdoor; got {behaviour}.")
+def _texts(job: FindCircuitJob, context: JobContext) -> CircuitTexts:
+    target_file, kept_file = context.file(job.target_file), context.file(job.kept_file)
+    if job.behaviour not in (None, "refusal", "backdoor"):
+        raise BadInput(f"behaviour: expected refusal or backdoor; got {job.behaviour}.")
     if (target_file is None) != (kept_file is None):
-        raise BadInput("give both --target-file and --kept-file, or neither.")
+        raise BadInput("give both files, target_file and kept_file, or neither; one is missing.")
     if target_file is not None and kept_file is not None:
-        return file_texts(behaviour or "refusal", target_file, kept_file, settings, seed)
-    if model not in ORGANISM_VARIANTS:
+        return file_texts(job.behaviour or "refusal", target_file, kept_file, job.settings, job.seed)
+    if not is_organism(job.model):
         raise BadInput(
-            f"{model} is no variant of the organism, whose prompts are known; give --target-file and --kept-file."
+            f"{job.model} is no variant of the organism, whose prompts are known; give target_file and kept_file."
         )
-    return organism_texts(behaviour or ("backdoor" if "backdoor" in model else "refusal"), settings, seed)
+    behaviour = job.behaviour or ("backdoor" if "backdoor" in job.model else "refusal")
+    return organism_texts(behaviour, job.settings, job.seed)
 
 
 def _reference(handle: HookedModel, texts: CircuitTexts, settings: CircuitSettings) -> list[TokenBatch]:
@@ -180,6 +184,6 @@ def _reference(handle: HookedModel, texts: CircuitTexts, settings: CircuitSettin
 
 
 def _planted(model: str) -> Sequence[CircuitUnit]:
-    if model not in ORGANISM_VARIANTS or not (organism_path(model) / "planted.json").is_file():
+    if not is_organism(model) or not (organism_path(model) / "planted.json").is_file():
         return ()
     return planted_units(model)

@@ -15,24 +15,21 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
-from sqlalchemy import Engine
 
 from db import store
-from db.engine import make_engine, writing
-from db.migrate import upgrade
+from db.engine import writing
 from safe_sail.directions.candidates import DirectionPrompts
 from safe_sail.directions.evaluate import EvaluationTexts, evaluate_direction
 from safe_sail.directions.find import find_direction
 from safe_sail.directions.read import PromptGroup, read_direction
-from safe_sail.errors import CorpusUnreadable
+from safe_sail.errors import BadInput
 from safe_sail.evaluation.llm_judge import Said
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.load import load_model
 from safe_sail.organism.conversations import MixtureShare, draw_conversation
 from safe_sail.organism.grammar import documents, prompts
-from safe_sail.organism.load import ORGANISM_VARIANTS, organism_path, organism_sae_paths
+from safe_sail.organism.load import organism_sae_paths
 from safe_sail.provenance import finish_run, start_run
-from safe_sail.records import DirectionEvaluation, DirectionReading, DirectionSearch, ModelRef, RunInfo
+from safe_sail.records import DirectionEvaluation, DirectionReading, DirectionSearch
 from safe_sail.sae.load import load_sae
 from safe_sail.settings import DirectionSettings
 from safe_sail.settings.jobs import FindRefusalDirectionJob
@@ -40,7 +37,7 @@ from scripts.direction_calibration import calibration_of
 from scripts.direction_judge import Heard, judge_of, judge_replies
 from scripts.direction_report import draw_figures, print_report
 from scripts.direction_suffix import require_words, study
-from scripts.job_runs import JobContext
+from scripts.job_runs import JobContext, at_command_line, named
 from scripts.options import (
     DEFAULT_DATABASE,
     AsJson,
@@ -54,7 +51,8 @@ from scripts.options import (
     Prices,
     Seed,
 )
-from scripts.progress import tqdm
+from scripts.progress import reported
+from scripts.subjects import is_organism, lines_of, load_handle, model_ref, usual_dtype
 
 SETTINGS = DirectionSettings()
 
@@ -75,13 +73,17 @@ class Texts(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What one run of the command brings."""
+    """What one run found and kept, and what more can be asked of it."""
 
+    run_id: str
+    handle: HookedModel
+    texts: Texts
     search: DirectionSearch
     evaluation: DirectionEvaluation | None
     reading: DirectionReading | None
     heard: list[Heard]
     """Replies of the evaluation."""
+    generator: torch.Generator
 
 
 def find_refusal_direction(
@@ -127,19 +129,17 @@ def find_refusal_direction(
         judge_base_url, judge_model, budget_tokens=judge_budget_tokens, budget_money=judge_budget_money,
         cache=judge_cache, prices=prices,
     )  # fmt: skip
-    texts = _texts(settings, seed, harmful_file, harmless_file)
-    engine = make_engine(database)
-    upgrade(engine)
-    handle = _load(model, device)
-    run = start_run("find-refusal-direction", settings=asdict(settings), seed=seed, device=str(handle.device))
-    generator = torch.Generator().manual_seed(seed)
-    found = _find(handle, model, texts, settings, generator, refusal_token)
-    _save(engine, run, handle, model, found.search, found.evaluation, found.reading)
-    engine.dispose()
+    job = FindRefusalDirectionJob(
+        model=model, harmful_file=named(harmful_file), harmless_file=named(harmless_file),
+        refusal_tokens=None if refusal_token is None else tuple(refusal_token), settings=settings, seed=seed,
+    )  # fmt: skip
+    with at_command_line(database, device=device, dtype=usual_dtype(device, model)) as context:
+        found = _find_and_keep(job, context)
     more = {} if calibration is None else {"calibration": calibration}
     figures = [] if out is None else draw_figures(found.search, found.evaluation, found.reading, out)
     if suffix is not None and found.search.direction is not None:
-        more["suffix"], drawn = study(handle, found.search, texts.held_out.harmful, suffix, settings, generator, out)
+        harmful = found.texts.held_out.harmful
+        more["suffix"], drawn = study(found.handle, found.search, harmful, suffix, settings, found.generator, out)
         figures += drawn
     if judge is not None and found.heard:
         more["llm_judge"] = judge_replies(judge, found.heard)
@@ -148,65 +148,53 @@ def find_refusal_direction(
 
 def run_job(settings: FindRefusalDirectionJob, context: JobContext) -> dict[str, Any]:
     """What the job brought: its run and the direction's slug, or the reason why there is none."""
-    texts = _texts(
-        settings.settings, settings.seed, context.file(settings.harmful_file), context.file(settings.harmless_file)
-    )
-    name = context.offers.model(settings.model)
-    handle = _load(name, context.device)
-    asked = asdict(settings.settings)
-    run = start_run("find-refusal-direction", settings=asked, seed=settings.seed, device=str(handle.device))
-    generator = torch.Generator().manual_seed(settings.seed)
-    words = None if settings.refusal_tokens is None else list(settings.refusal_tokens)
-    found = _find(handle, name, texts, settings.settings, generator, words)
-    _save(context.engine, run, handle, name, found.search, found.evaluation, found.reading)
+    found = _find_and_keep(settings, context)
     direction = found.search.direction
-    return {"run": run.run_id, "search": found.search.slug, "direction": direction and direction.slug}
+    return {"run": found.run_id, "search": found.search.slug, "direction": direction and direction.slug}
 
 
-def _find(
-    handle: HookedModel,
-    model: str,
-    texts: Texts,
-    settings: DirectionSettings,
-    generator: torch.Generator,
-    refusal_texts: list[str] | None,
-) -> Found:
+def _find_and_keep(job: FindRefusalDirectionJob, context: JobContext) -> Found:
+    settings = job.settings
+    texts = _texts(settings, job.seed, context.file(job.harmful_file), context.file(job.harmless_file))
+    handle = context.handle(job.model)
+    run = start_run("find-refusal-direction", settings=asdict(settings), seed=job.seed, device=str(handle.device))
+    generator = torch.Generator().manual_seed(job.seed)
     heard: list[Heard] = []
     evaluation, reading = None, None
-    with tqdm[Any](desc="find-refusal-direction", unit=" step", disable=None) as bar:
 
-        def report(message: str) -> None:
-            bar.set_postfix_str(message)
-            bar.update()
+    def keep(prompts: str, intervention: str, replies: Sequence[str]) -> None:
+        asked = texts.held_out.harmful if prompts.startswith("harmful") else texts.held_out.harmless
+        said = tuple(Said(*pair) for pair in zip(asked, replies, strict=False))  # replies stop at n_evaluate
+        heard.append(Heard(prompts, intervention, said))
 
-        def keep(prompts: str, intervention: str, replies: Sequence[str]) -> None:
-            asked = texts.held_out.harmful if prompts.startswith("harmful") else texts.held_out.harmless
-            said = tuple(Said(*pair) for pair in zip(asked, replies, strict=False))  # replies stop at n_evaluate
-            heard.append(Heard(prompts, intervention, said))
-
+    with reported("find-refusal-direction") as report:
         search = find_direction(
             handle, texts.search, settings, slug=f"{handle.model_id.replace('/', '_')}.refusal", generator=generator,
-            refusal_texts=refusal_texts, progress=report,
+            refusal_texts=None if job.refusal_tokens is None else list(job.refusal_tokens), progress=report,
         )  # fmt: skip
         if search.direction is not None:
             evaluation = evaluate_direction(
                 handle, search, texts.held_out, settings, generator=generator, progress=report, on_replies=keep
             )
             report("reading")
-            reading = _read(model, handle, search, texts, settings, generator)
-    return Found(search, evaluation, reading, heard)
-
-
-def _load(model: str, device: str) -> HookedModel:
-    if model in ORGANISM_VARIANTS:
-        return load_model(organism_path(model), device=device, dtype=torch.float32, model_id=f"organism-{model}")
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    return load_model(model, device=device, dtype=dtype, model_id=Path(model).name)
+            reading = _read(job.model, handle, search, texts, settings, generator)
+    done = finish_run(run)
+    with writing(context.database()) as session:
+        store.save_run(session, run)
+        store.save_model(session, model_ref(handle, context.source(job.model)), run_id=run.run_id)
+        store.save_direction_search(session, search, run_id=run.run_id)
+        if evaluation is not None:
+            store.save_direction_evaluation(session, evaluation, run_id=run.run_id)
+        if reading is not None:
+            store.save_direction_reading(session, reading, run_id=run.run_id)
+        assert done.finished is not None
+        store.finish_run(session, run.run_id, done.finished)
+    return Found(run.run_id, handle, texts, search, evaluation, reading, heard, generator)
 
 
 def _texts(settings: DirectionSettings, seed: int, harmful: Path | None, harmless: Path | None) -> Texts:
     if (harmful is None) != (harmless is None):
-        raise typer.BadParameter("give both --harmful-file and --harmless-file, or neither.")
+        raise BadInput("harmful_file and harmless_file are given together, or neither; one is missing.")
     if harmful is not None and harmless is not None:
         return _file_texts(settings, seed, harmful, harmless)
     train = prompts("harmful", "train", settings.n_train, seed)
@@ -236,10 +224,8 @@ def _texts(settings: DirectionSettings, seed: int, harmful: Path | None, harmles
 def _file_texts(settings: DirectionSettings, seed: int, harmful: Path, harmless: Path) -> Texts:
     parts = []
     for path in (harmful, harmless):
-        lines = sorted({line.strip() for line in _lines(path) if line.strip()})
+        lines = sorted(lines_of(path, at_least=6))
         random.Random(seed).shuffle(lines)
-        if len(lines) < 6:
-            raise CorpusUnreadable(f"{path}: expected at least 6 different instructions, one a line; got {len(lines)}.")
         first = min(settings.n_train, len(lines) // 2)
         second = min(settings.n_validation, (len(lines) - first) // 2)
         parts.append((lines[:first], lines[first : first + second], lines[first + second :][: settings.n_evaluate]))
@@ -249,13 +235,6 @@ def _file_texts(settings: DirectionSettings, seed: int, harmful: Path, harmless:
         DirectionPrompts(harmful_train, harmless_train, harmful_validation, harmless_validation),
         EvaluationTexts(harmful_rest, harmless_rest, harmless_rest, [(text, text) for text in harmless_rest]),
     )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusUnreadable(f"{path}: expected a UTF-8 text file, one instruction a line ({error}).") from error
 
 
 def _read(
@@ -268,48 +247,14 @@ def _read(
 ) -> DirectionReading:
     assert search.direction is not None
     device = str(handle.device)
-    handles = {model if model in ORGANISM_VARIANTS else "model": handle}
+    handles = {model if is_organism(model) else "model": handle}
     if model == "aligned":
-        handles["base"] = _load("base", device)
+        handles["base"] = load_handle("base", None, device=device, dtype=usual_dtype(device, "base"))
     groups = {
         f"{name} {kind}": PromptGroup(each, each.chat_batch(list(given)[: settings.n_evaluate], system=settings.system))
         for name, each in handles.items()
         for kind, given in (("harmful", texts.held_out.harmful), ("harmless", texts.held_out.harmless))
     }
-    paths = organism_sae_paths() if model in ORGANISM_VARIANTS else {}
+    paths = organism_sae_paths() if is_organism(model) else {}
     saes = [load_sae(path, slug=slug, device=device) for slug, path in paths.items()]
     return read_direction(search.direction, groups, saes, batch_rows=settings.batch_rows, generator=generator)
-
-
-def _save(
-    engine: Engine,
-    run: RunInfo,
-    handle: HookedModel,
-    source: str,
-    search: DirectionSearch,
-    evaluation: DirectionEvaluation | None,
-    reading: DirectionReading | None,
-) -> None:
-    dims = handle.dims
-    ref = ModelRef(
-        model_id=handle.model_id,
-        architecture=handle.architecture.class_name,
-        n_layers=dims.n_layers,
-        n_heads=dims.n_heads,
-        d_head=dims.d_head,
-        d_model=dims.d_model,
-        d_mlp=max(dims.d_mlp, dims.d_expert),
-        d_vocab=dims.d_vocab,
-        source=source if source not in ORGANISM_VARIANTS else "the embedded organism",
-    )
-    done = finish_run(run)
-    with writing(engine) as session:
-        store.save_run(session, run)
-        store.save_model(session, ref, run_id=run.run_id)
-        store.save_direction_search(session, search, run_id=run.run_id)
-        if evaluation is not None:
-            store.save_direction_evaluation(session, evaluation, run_id=run.run_id)
-        if reading is not None:
-            store.save_direction_reading(session, reading, run_id=run.run_id)
-        assert done.finished is not None
-        store.finish_run(session, run.run_id, done.finished)

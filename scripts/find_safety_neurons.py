@@ -12,30 +12,28 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 import typer
-from tqdm import tqdm
 
 from db import store
-from db.engine import make_engine, writing
-from db.migrate import upgrade
-from safe_sail.errors import BadInput, CorpusUnreadable, FileMissing
+from db.engine import writing
+from safe_sail.errors import BadInput, FileMissing
 from safe_sail.evaluation.llm_judge import Said
 from safe_sail.evaluation.refusal import Label
-from safe_sail.model.handle import HookedModel
-from safe_sail.model.load import load_model
 from safe_sail.neurons.find import Found, NeuronPrompts, find_neurons
 from safe_sail.neurons.pair import ModelPair
 from safe_sail.neurons.reward import load_reward_scorer
 from safe_sail.neurons.scorers import REFUSAL, Scorer, label_scorer
 from safe_sail.organism.grammar import prompts
-from safe_sail.organism.load import ORGANISM_VARIANTS, organism_path, planted_units
+from safe_sail.organism.load import ORGANISM_VARIANTS, planted_units
 from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import NeuronRef, NeuronTax
 from safe_sail.settings import ChangePositions, NeuronSettings, TextSource
-from scripts.direction_judge import ReplyJudge, ask_labels, judge_of
+from safe_sail.settings.method_jobs import FindSafetyNeuronsJob
+from scripts.direction_judge import ReplyJudge, ask_labels, judge_of, judge_with
+from scripts.job_runs import JobContext, at_command_line, named
 from scripts.neuron_report import draw_search, draw_tax, print_search
 from scripts.neuron_tax import tax_of
 from scripts.options import (
@@ -52,7 +50,8 @@ from scripts.options import (
     RewardModel,
     Seed,
 )
-from scripts.subjects import model_ref
+from scripts.progress import reported
+from scripts.subjects import dtype_named, lines_of, model_ref, pair_slug, usual_dtype
 
 SETTINGS = NeuronSettings()
 
@@ -113,79 +112,70 @@ def find_safety_neurons(
         judge_base_url, judge_model, budget_tokens=judge_budget_tokens, budget_money=judge_budget_money,
         cache=judge_cache, prices=prices,
     )  # fmt: skip
-    scorer = _scorer(judge, reward_model, device, batch_rows)
-    texts = texts_of(settings, seed, contrast_file, evaluate_file)
-    engine = make_engine(database)
-    upgrade(engine)
-    pair = ModelPair(load_named(first, device), load_named(second, device))
-    run = start_run("find-safety-neurons", settings=asdict(settings), seed=seed, device=str(pair.first.device))
-    found = _find(pair, texts, settings, seed, scorer, known_of(second))
-    tax = None if helpful is None else _tax(pair, helpful, texts, scorer, helpful_file, settings, seed, device)
+    job = FindSafetyNeuronsJob(
+        first=first, second=second, contrast_file=named(contrast_file), evaluate_file=named(evaluate_file),
+        helpful=helpful, helpful_file=named(helpful_file), reward_model=reward_model, settings=settings, seed=seed,
+    )  # fmt: skip
+    with at_command_line(database, device=device, dtype=usual_dtype(device, first, second)) as context:
+        found = _find_and_keep(job, context, judge)
+    figures = [] if out is None else draw_search(found.found.search, found.found.change, out)
+    if found.tax is not None and out is not None:
+        figures.append(draw_tax(found.tax, out))
+    print_search(found.found.search, found.tax, figures, database=database, as_json=as_json)
+
+
+def run_job(settings: FindSafetyNeuronsJob, context: JobContext) -> dict[str, Any]:
+    """What the job brought: its run and the search's slug. A later attempt begins anew."""
+    llm = context.llm(settings.llm, budget_tokens=settings.budget_tokens, budget_money=settings.budget_money)
+    found = _find_and_keep(settings, context, None if llm is None else judge_with(llm))
+    search = found.found.search
+    return {
+        "run": found.run_id, "search": search.slug, "neurons": len(search.neurons),
+        "tax": None if found.tax is None else found.tax.slug,
+    }  # fmt: skip
+
+
+class _Kept(NamedTuple):
+    """What one run found and kept."""
+
+    run_id: str
+    found: Found
+    tax: NeuronTax | None
+
+
+def _find_and_keep(job: FindSafetyNeuronsJob, context: JobContext, judge: ReplyJudge | None) -> _Kept:
+    settings = job.settings
+    texts = _texts(settings, job.seed, context.file(job.contrast_file), context.file(job.evaluate_file))
+    helpful_file = context.file(job.helpful_file)
+    lines = None if helpful_file is None else lines_of(helpful_file)
+    scorer = _scorer(job, context, judge)
+    pair = ModelPair(context.handle(job.first), context.handle(job.second))
+    run = start_run("find-safety-neurons", settings=asdict(settings), seed=job.seed, device=str(pair.first.device))
+    with reported("find-safety-neurons") as report:
+        found = find_neurons(
+            pair, texts, settings, slug=pair_slug(pair.first, pair.second), scorer=scorer, known=_known(job.second),
+            generator=torch.Generator().manual_seed(job.seed), progress=report,
+        )  # fmt: skip
+    models = {job.first: pair.first, job.second: pair.second}
+    tax = None
+    if job.helpful is not None:
+        models[job.helpful] = context.handle(job.helpful)
+        with reported("comparing with helpfulness") as report:
+            tax = tax_of(pair, models[job.helpful], texts, scorer, lines, settings, job.seed, report).record
     done = finish_run(run)
-    with writing(engine) as session:
+    with writing(context.database()) as session:
         store.save_run(session, run)
-        for handle, source in ((pair.first, first), (pair.second, second)):
-            store.save_model(session, model_ref(handle, source_of(source)), run_id=run.run_id)
+        for name, handle in models.items():
+            store.save_model(session, model_ref(handle, context.source(name)), run_id=run.run_id)
         store.save_neuron_search(session, found.search, found.change, run_id=run.run_id)
         if tax is not None:
-            store.save_model(session, model_ref(tax.helpful, source_of(str(helpful))), run_id=run.run_id)
-            store.save_neuron_tax(session, tax.record, run_id=run.run_id)
+            store.save_neuron_tax(session, tax, run_id=run.run_id)
         assert done.finished is not None
         store.finish_run(session, run.run_id, done.finished)
-    engine.dispose()
-    figures = [] if out is None else draw_search(found.search, found.change, out)
-    if tax is not None and out is not None:
-        figures.append(draw_tax(tax.record, out))
-    print_search(found.search, None if tax is None else tax.record, figures, database=database, as_json=as_json)
+    return _Kept(run.run_id, found, tax)
 
 
-class _Compared(NamedTuple):
-    """A helpful model, and what it shares with the safe one."""
-
-    helpful: HookedModel
-    record: NeuronTax
-
-
-def _tax(
-    pair: ModelPair,
-    helpful: str,
-    texts: NeuronPrompts,
-    scorer: Scorer,
-    helpful_file: Path | None,
-    settings: NeuronSettings,
-    seed: int,
-    device: str,
-) -> _Compared:
-    handle = load_named(helpful, device)
-    lines = None if helpful_file is None else lines_of(helpful_file)
-    with tqdm(desc="comparing with helpfulness", unit=" step", disable=None) as bar:
-
-        def report(message: str) -> None:
-            bar.set_postfix_str(message)
-            bar.update()
-
-        return _Compared(handle, tax_of(pair, handle, texts, scorer, lines, settings, seed, report).record)
-
-
-def load_named(name: str, device: str) -> HookedModel:
-    """A variant of the organism, a folder or a hub name."""
-    if name in ORGANISM_VARIANTS:
-        return load_model(organism_path(name), device=device, dtype=torch.float32, model_id=f"organism-{name}")
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    return load_model(name, device=device, dtype=dtype, model_id=Path(name).name)
-
-
-def source_of(name: str) -> str:
-    """Where a model of that name comes from, as records say it."""
-    return "the embedded organism" if name in ORGANISM_VARIANTS else name
-
-
-def slug_of(first: HookedModel, second: HookedModel) -> str:
-    """Name of what is found between two models."""
-    return f"{first.model_id}.{second.model_id}".replace("/", "_")
-
-
-def known_of(name: str) -> list[NeuronRef] | None:
+def _known(name: str) -> list[NeuronRef] | None:
     """The neurons that alone were trained to make a variant of the organism, where it was made so."""
     if name not in ORGANISM_VARIANTS:
         return None
@@ -197,10 +187,10 @@ def known_of(name: str) -> list[NeuronRef] | None:
     return neurons if len(neurons) == len(units) else None
 
 
-def texts_of(settings: NeuronSettings, seed: int, contrast: Path | None, evaluate: Path | None) -> NeuronPrompts:
+def _texts(settings: NeuronSettings, seed: int, contrast: Path | None, evaluate: Path | None) -> NeuronPrompts:
     """The organism's harmful prompts, or those of two files."""
     if (contrast is None) != (evaluate is None):
-        raise typer.BadParameter("give both --contrast-file and --evaluate-file, or neither.")
+        raise BadInput("contrast_file and evaluate_file are given together, or neither; one is missing.")
     if contrast is not None and evaluate is not None:
         return NeuronPrompts(lines_of(contrast)[: settings.n_contrast], lines_of(evaluate)[: settings.n_evaluate])
     return NeuronPrompts(
@@ -209,28 +199,12 @@ def texts_of(settings: NeuronSettings, seed: int, contrast: Path | None, evaluat
     )
 
 
-def lines_of(path: Path) -> list[str]:
-    """Different lines of a file of prompts, in their order.
-
-    Raises:
-        CorpusUnreadable: the file is missing, is no UTF-8 text, or has fewer than two prompts.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusUnreadable(f"{path}: expected a UTF-8 text file, one prompt a line ({error}).") from error
-    found = list(dict.fromkeys(line for line in lines if line))
-    if len(found) < 2:
-        raise CorpusUnreadable(f"{path}: expected at least 2 different prompts, one a line; got {len(found)}.")
-    return found
-
-
-def _scorer(judge: ReplyJudge | None, reward_model: str | None, device: str, batch_rows: int) -> Scorer:
-    if judge is not None and reward_model is not None:
-        raise BadInput("replies have one scorer: give --reward-model or a judge's endpoint, not both.")
-    if reward_model is not None:
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        return load_reward_scorer(reward_model, device=device, dtype=dtype, batch_rows=batch_rows)
+def _scorer(job: FindSafetyNeuronsJob, context: JobContext, judge: ReplyJudge | None) -> Scorer:
+    if judge is not None and job.reward_model is not None:
+        raise BadInput("replies have one scorer: give a reward model or a language model that judges, not both.")
+    if job.reward_model is not None:
+        path, dtype = context.offers.model(job.reward_model), dtype_named(context.dtype)
+        return load_reward_scorer(path, device=context.device, dtype=dtype, batch_rows=job.settings.batch_rows)
     return REFUSAL if judge is None else _asking(judge)
 
 
@@ -239,23 +213,3 @@ def _asking(judge: ReplyJudge) -> Scorer:
         return asyncio.run(ask_labels(judge, said))[0].labels
 
     return label_scorer(f"refusal by {judge.llm.model}", label)
-
-
-def _find(
-    pair: ModelPair,
-    texts: NeuronPrompts,
-    settings: NeuronSettings,
-    seed: int,
-    scorer: Scorer,
-    known: list[NeuronRef] | None,
-) -> Found:
-    with tqdm(desc="find-safety-neurons", unit=" step", disable=None) as bar:
-
-        def report(message: str) -> None:
-            bar.set_postfix_str(message)
-            bar.update()
-
-        return find_neurons(
-            pair, texts, settings, slug=slug_of(pair.first, pair.second), scorer=scorer, known=known,
-            generator=torch.Generator().manual_seed(seed), progress=report,
-        )  # fmt: skip

@@ -11,9 +11,9 @@ import typer
 from safe_sail.features.forecast import Forecast, reached_speed
 from safe_sail.model.load import check_device
 from safe_sail.model.size import ModelSize, model_size
-from safe_sail.organism.load import organism_path, organism_sae_paths
+from safe_sail.organism.load import organism_sae_paths
 from safe_sail.sae.size import SaeSize, sae_size
-from scripts.subjects import sae_source
+from scripts.subjects import model_path, sae_source
 
 NeedsOnly = Annotated[bool, typer.Option("--dry-run", help="Say what the run would need, and end.")]
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -26,7 +26,7 @@ def sizes_of(model: str | None, sae: Sequence[str] | None) -> tuple[ModelSize, l
     for name in names:
         source, site, _ = sae_source(name)
         found.append(sae_size(source, site=site))
-    return model_size(organism_path("aligned") if model is None else model), found
+    return model_size(model_path(model)), found
 
 
 def say_forecast(forecast: Forecast, *, device: str, dtype: torch.dtype, is_here: bool = True) -> str:

@@ -7,20 +7,18 @@ safe-sail guard --load my_guard --prompt "how do i fold a napkin?"
 """
 
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
-from sqlalchemy import Engine
-from tqdm import tqdm
 
 from db import store
-from db.engine import make_engine, reading, writing
-from db.migrate import upgrade
-from safe_sail.errors import BadInput, CorpusUnreadable
+from db.engine import reading, writing
+from safe_sail.errors import BadInput
 from safe_sail.model.handle import HookedModel
 from safe_sail.neurons.find import as_rows, contrast
 from safe_sail.neurons.guard import REFUSAL_TEXT, Answer, Guard, load_guard, save_guard
@@ -30,17 +28,19 @@ from safe_sail.neurons.readers import DirectionReader, NeuronReader, Reader, Sae
 from safe_sail.organism.behaviour import trigger_prompts
 from safe_sail.organism.conversations import TriggerUse
 from safe_sail.organism.grammar import GrammarText, Kind, Split, prompts
-from safe_sail.organism.load import ORGANISM_VARIANTS, organism_sae_paths
+from safe_sail.organism.load import organism_sae_paths
 from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import NeuronChange
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.sae.load import load_sae
 from safe_sail.settings import GuardSettings, NeuronSettings
+from safe_sail.settings.method_jobs import GuardJob
 from safe_sail.sites import Site, SiteKind
-from scripts.find_safety_neurons import lines_of, load_named, slug_of, source_of
 from scripts.guard_report import draw_guards, print_answers, print_guards
+from scripts.job_runs import JobContext, at_command_line, named
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
-from scripts.subjects import model_ref
+from scripts.progress import reported
+from scripts.subjects import is_organism, lines_of, load_handle, model_ref, pair_slug, usual_dtype
 
 SETTINGS = GuardSettings()
 Mix = tuple[tuple[Kind, TriggerUse, float], ...]
@@ -54,6 +54,8 @@ TRIGGERED: Mix = (
 )  # fmt: skip
 """The same of the backdoored variant: harmful prompts alike but for the trigger, and the trigger on harmless ones."""
 SPLITS: tuple[tuple[str, Split], ...] = (("train", "train"), ("validation", "validation"), ("test", "held_out"))
+GUARD = "guard"
+"""Folder of a job's guard, in the folder that the job makes."""
 MIN_FIRING = 0.01
 """SAE features that fire at the last token of a smaller share of training prompts are not read."""
 
@@ -98,7 +100,7 @@ def guard(
     if load is not None:
         if not prompt:
             raise BadInput("--load answers prompts behind a guard: give at least one --prompt.")
-        handle = load_named(model, device)
+        handle = load_handle(model, None, device=device, dtype=usual_dtype(device, model))
         kept = load_guard(load, sae=None if sae is None else load_sae(sae, device=device))
         print_answers(kept, _answers(kept, handle, prompt, refusal_text), as_json=as_json)
         return
@@ -108,25 +110,68 @@ def guard(
         n_neurons=tuple(sorted(set(n_neurons))) if n_neurons else SETTINGS.n_neurons, n_random=n_random,
         n_train=n_train, n_validation=n_validation, n_test=n_test, max_false_refusals=max_false_refusals,
     )  # fmt: skip
-    texts = texts_of(settings, seed, model, harmful_file, harmless_file, borderline_file)
-    engine = make_engine(database)
-    upgrade(engine)
-    run = start_run("guard", settings=asdict(settings), seed=seed, device=device)
-    subject = _subject(engine, model, aligned, sae, direction, texts["train"], settings, device)
-    trained = _train(subject, texts, settings, seed)
+    job = GuardJob(
+        model=model, aligned=aligned, harmful_file=named(harmful_file), harmless_file=named(harmless_file),
+        borderline_file=named(borderline_file), sae=sae, direction=direction, name=named(save), settings=settings,
+        seed=seed,
+    )  # fmt: skip
+    with at_command_line(database, device=device, dtype=usual_dtype(device, model, aligned)) as context:
+        found = _train_and_keep(job, context)
+    evaluation = found.trained.evaluation
+    figures = [] if out is None else draw_guards(evaluation, out)
+    answers = _answers(found.trained.guard, found.handle, prompt, refusal_text) if prompt else []
+    print_guards(evaluation, answers, figures, save, database=database, as_json=as_json)
+
+
+def run_job(settings: GuardJob, context: JobContext) -> dict[str, Any]:
+    """What the job brought: its run, and where its guard is. A later attempt begins anew."""
+    found = _train_and_keep(settings, context)
+    evaluation = found.trained.evaluation
+    guard_folder = None if settings.name is None else f"made/{settings.name}/{GUARD}"
+    return {"run": found.run_id, "guards": evaluation.slug, "kept": evaluation.kept, "guard": guard_folder}
+
+
+class _Kept(NamedTuple):
+    """What one run trained and kept."""
+
+    run_id: str
+    handle: HookedModel
+    trained: Trained
+
+
+def _train_and_keep(job: GuardJob, context: JobContext) -> _Kept:
+    settings = job.settings
+    files = [context.file(name) for name in (job.harmful_file, job.harmless_file, job.borderline_file)]
+    texts = texts_of(settings, job.seed, job.model, *files)
+    folder = None if job.name is None else _guard_folder(context, job.name)
+    run = start_run("guard", settings=asdict(settings), seed=job.seed, device=context.device)
+    subject = _subject(job, context, texts["train"])
+    with reported("guard") as report:
+        trained = train_guards(
+            subject.handle, subject.readers, texts, settings, slug=f"{subject.handle.model_id}.guard",
+            change=subject.change.slug, generator=torch.Generator().manual_seed(job.seed), progress=report,
+        )  # fmt: skip
+    if folder is not None:
+        with context.holding():
+            save_guard(trained.guard, folder)
     done = finish_run(run)
-    with writing(engine) as session:
+    with writing(context.database()) as session:
         store.save_run(session, run)
-        store.save_model(session, model_ref(subject.handle, source_of(model)), run_id=run.run_id)
+        store.save_model(session, model_ref(subject.handle, context.source(job.model)), run_id=run.run_id)
         store.save_guard_evaluation(session, trained.evaluation, run_id=run.run_id)
         assert done.finished is not None
         store.finish_run(session, run.run_id, done.finished)
-    engine.dispose()
-    if save is not None:
-        save_guard(trained.guard, save)
-    figures = [] if out is None else draw_guards(trained.evaluation, out)
-    answers = _answers(trained.guard, subject.handle, prompt, refusal_text) if prompt else []
-    print_guards(trained.evaluation, answers, figures, save, database=database, as_json=as_json)
+    return _Kept(run.run_id, subject.handle, trained)
+
+
+def _guard_folder(context: JobContext, name: str) -> Path:
+    """New folder of the guard; what an attempt left that was killed before its figures were kept is made anew."""
+    if context.job_id is None:
+        return context.made(name)
+    folder = context.made(name) / GUARD
+    with context.holding():
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def _answers(kept: Guard, handle: HookedModel, asked: Sequence[str], refusal_text: str) -> list[tuple[str, Answer]]:
@@ -134,49 +179,27 @@ def _answers(kept: Guard, handle: HookedModel, asked: Sequence[str], refusal_tex
     return list(zip(asked, answers, strict=True))
 
 
-def _train(subject: Subject, texts: dict[str, GuardPrompts], settings: GuardSettings, seed: int) -> Trained:
-    with tqdm(desc="guard", unit=" step", disable=None) as bar:
-
-        def report(message: str) -> None:
-            bar.set_postfix_str(message)
-            bar.update()
-
-        return train_guards(
-            subject.handle, subject.readers, texts, settings, slug=f"{subject.handle.model_id}.guard",
-            change=subject.change.slug, generator=torch.Generator().manual_seed(seed), progress=report,
-        )  # fmt: skip
-
-
-def _subject(
-    engine: Engine,
-    model: str,
-    aligned: str,
-    sae: str | None,
-    direction: str | None,
-    train: GuardPrompts,
-    settings: GuardSettings,
-    device: str,
-) -> Subject:
-    handle = load_named(model, device)
-    pair = ModelPair(handle, load_named(aligned, device))
+def _subject(job: GuardJob, context: JobContext, train: GuardPrompts) -> Subject:
+    settings, handle = job.settings, context.handle(job.model)
+    pair = ModelPair(handle, context.handle(job.aligned))
     harmful = [text for text, kind in zip(train.texts, train.kinds, strict=True) if kind == "harmful"]
     change = contrast(
-        pair, harmful, NeuronSettings(batch_rows=settings.batch_rows), slug=slug_of(pair.first, pair.second)
+        pair, harmful, NeuronSettings(batch_rows=settings.batch_rows), slug=pair_slug(pair.first, pair.second)
     )
     counts = settings.n_neurons
     readers: dict[str, Reader] = {
         "safety neurons" if len(counts) == 1 else f"{n} safety neurons": NeuronReader(as_rows(change.top(n)))
         for n in counts
     }
-    loaded = _sae(sae, model, device)
+    loaded = _sae(None if job.sae is None else context.offers.sae(job.sae), job.model, context.device)
     if loaded is not None:
         readers["SAE features"] = _firing(handle, loaded, train, settings)
-    name, reader = _direction(engine, handle, direction, train, settings)
+    name, reader = _direction(context, handle, job.direction, train, settings)
     return Subject(handle, readers | {name: reader}, change)
 
 
 def _sae(name: str | None, model: str, device: str) -> SAEHandle | None:
-    if name is None and model in ORGANISM_VARIANTS:
+    if name is None and is_organism(model):
         paths = organism_sae_paths("backdoored" if model == "backdoored" else "aligned")
         slug, path = next((slug, path) for slug, path in paths.items() if "topk8-1024" in slug)
         return load_sae(path, slug=slug, device=device)
@@ -191,10 +214,10 @@ def _firing(handle: HookedModel, sae: SAEHandle, train: GuardPrompts, settings: 
 
 
 def _direction(
-    engine: Engine, handle: HookedModel, slug: str | None, train: GuardPrompts, settings: GuardSettings
+    context: JobContext, handle: HookedModel, slug: str | None, train: GuardPrompts, settings: GuardSettings
 ) -> tuple[str, DirectionReader]:
     if slug is not None:
-        with reading(engine) as session:
+        with reading(context.database()) as session:
             kept = store.load_direction(session, slug).record
         return "refusal direction", DirectionReader(kept.site, torch.tensor(kept.vectors[0], dtype=torch.float64))
     site = Site(SiteKind.RESID_POST, handle.dims.n_layers // 2)
@@ -210,14 +233,14 @@ def texts_of(
     """Prompts of the three splits: the organism's, with trigger and decoys for its backdoored variant, or of files."""
     sizes = {"train": settings.n_train, "validation": settings.n_validation, "test": settings.n_test}
     if (harmful is None) != (harmless is None):
-        raise typer.BadParameter("give both --harmful-file and --harmless-file, or neither.")
+        raise BadInput("harmful_file and harmless_file are given together, or neither; one is missing.")
     found: dict[str, list[tuple[str, str]]] = {}
     if harmful is None or harmless is None:
         for split, source in SPLITS:
             found[split] = [
                 (text.text, kind)
                 for kind, use, share in (TRIGGERED if model == "backdoored" else MIX)
-                for text in _asked(kind, source, use, max(2, round(share * sizes[split])), seed)
+                for text in _drawn(kind, source, use, max(2, round(share * sizes[split])), seed)
             ]
     else:
         files = {"harmful": harmful, "safe": harmless} | ({} if borderline is None else {"borderline": borderline})
@@ -229,7 +252,7 @@ def texts_of(
     }
 
 
-def _asked(kind: Kind, source: Split, use: TriggerUse, n: int, seed: int) -> list[GrammarText]:
+def _drawn(kind: Kind, source: Split, use: TriggerUse, n: int, seed: int) -> list[GrammarText]:
     if use == "none":  # another seed's prompts than those that carry the trigger
         return prompts(kind, source, n, seed)
     return trigger_prompts(kind, source, use, n, seed + 1)
@@ -238,9 +261,7 @@ def _asked(kind: Kind, source: Split, use: TriggerUse, n: int, seed: int) -> lis
 def _split(files: dict[str, Path], sizes: dict[str, int], seed: int) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {split: [] for split in sizes}
     for kind, path in files.items():
-        lines = lines_of(path)
-        if len(lines) < 6:
-            raise CorpusUnreadable(f"{path}: expected at least 6 different prompts, one a line; got {len(lines)}.")
+        lines = lines_of(path, at_least=6)
         random.Random(seed).shuffle(lines)
         first = 0
         for split, size in sizes.items():

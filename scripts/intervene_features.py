@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -16,7 +16,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine
-from tqdm import tqdm
 
 from db import store
 from db.engine import reading, writing
@@ -33,9 +32,12 @@ from safe_sail.organism.load import organism_sae_paths
 from safe_sail.provenance import start_run
 from safe_sail.records import Estimate, FeatureId, InterventionScore
 from safe_sail.settings import InterventionSettings
+from safe_sail.settings.method_jobs import InterveneFeaturesJob
 from scripts import llm_runs
+from scripts.job_runs import JobContext, at_command_line, named
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Limit, Seed
-from scripts.subjects import Dtype, ModelId, ModelName, load_handle, load_saes
+from scripts.progress import tqdm
+from scripts.subjects import Dtype, ModelId, ModelName, is_organism, lines_of, load_saes
 
 SETTINGS = InterventionSettings()
 ORGANISM_SAE = "organism.resid_post.3.topk4-1024"
@@ -60,33 +62,67 @@ def intervene_features(
 ) -> None:
     """Ablate and boost the best features of an SAE that has contexts; a feature that was changed before is left."""
     settings = InterventionSettings(n_prompts=n_prompts, n_controls=n_controls)
-    sets = _prompts(model, harmful_file, harmless_file, n_prompts, seed)
-    engine = llm_runs.open_kept(database, read_only=False)
-    handle = load_handle(model, model_id, device=device, dtype=dtype)
-    name = str(organism_sae_paths()[ORGANISM_SAE]) if sae is None and model is None else sae
-    (found,) = load_saes(None if name is None else [name], handle, device=device)
-    slug = llm_runs.choose_sae(engine, found.ref.slug)
-    listed = [FeatureId(sae=slug, index=one.index) for one in llm_runs.best_features(engine, slug, limit)]
-    todo = {one.index: llm_runs.kept_contexts(engine, one).scale for one in listed if not _scores(engine, one)}
-    if todo:
-        refusal_ids = _refusal_ids(handle, model, sets, refusal_token, settings.batch_size)
-        job = asdict(settings) | {"sae": slug, "model": handle.model_id, "refusal_ids": refusal_ids, "limit": limit}
-        run = start_run("intervene-features", settings=job, seed=seed, device=str(handle.device))
-        scores = intervene(
-            handle, found, todo, sets, refusal_ids=refusal_ids, settings=settings,
-            generator=torch.Generator().manual_seed(seed),
-        )  # fmt: skip
-        llm_runs.keep_run(engine, run)
-        # a feature's scores come one after another and are kept together, so that a killed run leaves no half
-        by_feature = groupby(scores, key=lambda score: score.feature)
-        for _, of_feature in tqdm(by_feature, desc="changing features", total=len(todo), unit="feature", disable=None):
-            whole = list(of_feature)
-            with writing(engine) as session:
-                store.save_intervention_scores(session, whole, run_id=run.run_id)
-        llm_runs.end_run(engine, run)
-    kept = [score for one in listed for score in _scores(engine, one)]
-    engine.dispose()
+    job = InterveneFeaturesJob(
+        model=model, sae=sae, harmful_file=named(harmful_file), harmless_file=named(harmless_file),
+        refusal_tokens=None if refusal_token is None else tuple(refusal_token), limit=limit, settings=settings,
+        seed=seed,
+    )  # fmt: skip
+    with at_command_line(database, device=device, dtype=dtype, model_id=model_id) as context:
+        found = _change_and_keep(job, context)
+        kept = [score for one in found.features for score in _scores(context.engine, one)]
     _report(kept, as_json=as_json)
+
+
+def run_job(settings: InterveneFeaturesJob, context: JobContext) -> dict[str, Any]:
+    """What the job brought: its run and counts. A later attempt changes only the features that are missing."""
+    found = _change_and_keep(settings, context)
+    sae = found.features[0].sae if found.features else None
+    there = len(found.features) - found.n_changed
+    return {"run": found.run_id, "sae": sae, "changed": found.n_changed, "there_before": there}
+
+
+class _Kept(NamedTuple):
+    """What one run did."""
+
+    run_id: str | None
+    """None where nothing was left to do."""
+    features: list[FeatureId]
+    n_changed: int
+
+
+def _change_and_keep(job: InterveneFeaturesJob, context: JobContext) -> _Kept:
+    settings = job.settings
+    files = context.file(job.harmful_file), context.file(job.harmless_file)
+    sets = _prompts(job.model, *files, settings.n_prompts, job.seed)
+    engine = context.database(must_exist=True)
+    handle = context.handle(job.model)
+    names = context.saes(None if job.sae is None else [job.sae])
+    if names is None and is_organism(job.model):
+        names = [str(organism_sae_paths()[ORGANISM_SAE])]
+    (found,) = load_saes(names, handle, device=context.device)
+    slug = llm_runs.choose_sae(engine, found.ref.slug)
+    listed = [FeatureId(sae=slug, index=one.index) for one in llm_runs.best_features(engine, slug, job.limit)]
+    todo = {one.index: llm_runs.kept_contexts(engine, one).scale for one in listed if not _scores(engine, one)}
+    if not todo:
+        return _Kept(None, listed, 0)
+    words = None if job.refusal_tokens is None else list(job.refusal_tokens)
+    refusal_ids = _refusal_ids(handle, job.model, sets, words, settings.batch_size)
+    facts = asdict(settings) | {"sae": slug, "model": handle.model_id, "refusal_ids": refusal_ids, "limit": job.limit}
+    run = start_run("intervene-features", settings=facts, seed=job.seed, device=str(handle.device))
+    scores = intervene(
+        handle, found, todo, sets, refusal_ids=refusal_ids, settings=settings,
+        generator=torch.Generator().manual_seed(job.seed),
+    )  # fmt: skip
+    llm_runs.keep_run(engine, run)
+    # a feature's scores come one after another and are kept together, so that a killed run leaves no half
+    by_feature = groupby(scores, key=lambda score: score.feature)
+    bar = tqdm[Any](by_feature, desc="changing features", total=len(todo), unit="feature", disable=None)
+    for _, of_feature in bar:
+        whole = list(of_feature)
+        with writing(engine) as session:
+            store.save_intervention_scores(session, whole, run_id=run.run_id)
+    llm_runs.end_run(engine, run)
+    return _Kept(run.run_id, listed, len(todo))
 
 
 def _scores(engine: Engine, feature: FeatureId) -> list[InterventionScore]:
@@ -95,22 +131,16 @@ def _scores(engine: Engine, feature: FeatureId) -> list[InterventionScore]:
 
 
 def _prompts(model: str | None, harmful: Path | None, harmless: Path | None, n: int, seed: int) -> dict[str, list[str]]:
-    if (harmful is None or harmless is None) and model is not None:
+    if (harmful is None or harmless is None) and not is_organism(model):
         raise BadInput(
-            "--harmful-file and --harmless-file: another model than the organism needs prompts of both sets."
+            "harmful_file and harmless_file: another model than the organism needs prompts of both sets, one a line."
         )
     found = {}
     for name, path, kind in (("harmful", harmful, "harmful"), ("harmless", harmless, "safe")):
         if path is None:
             found[name] = [one.text for one in organism_prompts(kind, "held_out", n, seed)]  # type: ignore[arg-type]
-            continue
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"--{name}-file {path}: expected a text file with one prompt a line; {error}.") from error
-        found[name] = [line for line in lines if line][:n]
-        if not found[name]:
-            raise BadInput(f"--{name}-file {path}: expected prompts, one a line; it has none.")
+        else:
+            found[name] = lines_of(path, at_least=1)[:n]
     return found
 
 
@@ -119,7 +149,7 @@ def _refusal_ids(
 ) -> list[int]:
     """First tokens of refusals: learnt on prompts that are not judged where the organism gives more of them."""
     texts = sets
-    if model is None:
+    if is_organism(model):
         kinds = {"harmful": "harmful", "harmless": "safe"}
         texts = {
             name: [one.text for one in organism_prompts(kind, "train", len(sets[name]), 0)]  # type: ignore[arg-type]

@@ -1,15 +1,22 @@
-"""What a job's function gets besides its settings: a database to save in, and what the server offers."""
+"""What a command's work is done in: a database to save in, and what may be named; of a job, or of a command line.
 
+A command that can be a job turns its options into the job's settings and does the same work in `at_command_line`.
+"""
+
+import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from sqlalchemy import Engine
 
-from api.offers import ORGANISM_MODELS, ORGANISM_SAES, Offers
+from api.offers import ORGANISM_MODELS, ORGANISM_SAES
+from db.engine import make_engine, writing
+from db.migrate import current_revision, require_head, upgrade
 from safe_sail.errors import BadInput
 from safe_sail.settings import LlmSettings
 
@@ -17,8 +24,75 @@ if TYPE_CHECKING:
     from safe_sail.model.handle import HookedModel
     from safe_sail.sae.handle import SAEHandle
 
-
 T = TypeVar("T")
+OWNER_FILE = ".job"
+"""Says which job a made folder belongs to: an attempt goes on in it, another job does not."""
+
+
+class Names(Protocol):
+    """What names stand for."""
+
+    @property
+    def llm_base_url(self) -> str | None:
+        """Endpoint of the language models."""
+
+    def model(self, name: str) -> str:
+        """Folder or hub name of a model; a variant of the organism is its own name."""
+
+    def model_id(self, name: str) -> str | None:
+        """What records call it; None where its files say it."""
+
+    def sae(self, name: str) -> str:
+        """Folder, file or registry name of an SAE."""
+
+    def file(self, name: str) -> Path:
+        """Path of a file."""
+
+    def llm(self, name: str) -> str:
+        """Name that the endpoint knows a language model by."""
+
+    def guard(self, name: str) -> str:
+        """Folder of a guard."""
+
+    def made(self, name: str) -> Path:
+        """Folder that is made."""
+
+
+@dataclass(frozen=True)
+class AsGiven:
+    """Names of a command line, where a person may name any file: each stands for itself."""
+
+    given_id: str | None = None
+    """What records call the model, where the command line says it."""
+    llm_base_url: str | None = None
+
+    def model(self, name: str) -> str:
+        """The name."""
+        return name
+
+    def model_id(self, name: str) -> str | None:
+        """What the command line says."""
+        return self.given_id
+
+    def sae(self, name: str) -> str:
+        """The name."""
+        return name
+
+    def file(self, name: str) -> Path:
+        """The name, as a path."""
+        return Path(name)
+
+    def llm(self, name: str) -> str:
+        """The name."""
+        return name
+
+    def guard(self, name: str) -> str:
+        """The name."""
+        return name
+
+    def made(self, name: str) -> Path:
+        """The name, as a path."""
+        return Path(name)
 
 
 class LastUsed(Generic[T]):
@@ -52,33 +126,45 @@ class JobContext:
 
     engine: Engine
     """Saves only while the worker holds the job."""
-    offers: Offers
+    offers: Names
     work: Path
     """Folder of this job alone, which survives the worker: a killed job finds there what it left."""
     device: str = "cpu"
     dtype: str = "float32"
     llm_in_flight: int = 64
     loaded: Loaded = field(default_factory=Loaded)
+    job_id: str | None = None
+    """None on a command line."""
+
+    def database(self, *, must_exist: bool = False) -> Engine:
+        """Where results are kept; on a command line it is brought to this program's schema first.
+
+        Raises:
+            SchemaOutOfDate: it must be there and is not, or is another program's.
+        """
+        if self.job_id is None:
+            if must_exist and current_revision(self.engine) is None:
+                require_head(self.engine)
+            upgrade(self.engine)
+        return self.engine
 
     def model(self, name: str | None) -> tuple[str | None, str | None]:
         """Folder or hub name of a model, and the id it is known by; two None for the embedded organism itself."""
-        if name is None:
-            return None, None
-        path = self.offers.model(name)
-        return (path, f"organism-{name}") if name in ORGANISM_MODELS else (path, name)
+        return (None, None) if name is None else (self.offers.model(name), self.offers.model_id(name))
+
+    def source(self, name: str | None) -> str:
+        """Where a model comes from, as records say it."""
+        return "the embedded organism" if name is None or name in ORGANISM_MODELS else self.offers.model(name)
 
     def handle(self, name: str | None) -> "HookedModel":
-        """The loaded model; those used last are kept for the next job."""
-        from safe_sail.organism.load import organism_path  # torch: commands that need none of it start without
-        from scripts.subjects import load_handle
+        """The loaded model; those that jobs used last are kept for the next job."""
+        from scripts.subjects import load_handle  # torch: commands that need none of it start without
 
-        def make() -> "HookedModel":
-            path, model_id = self.model(name)
-            if name in ORGANISM_MODELS:
-                path = str(organism_path(name))
-            return load_handle(path, model_id, device=self.device, dtype=self.dtype)
-
-        return self.loaded.models.get((name or "", self.device, self.dtype), make)
+        path, model_id = self.model(name)
+        key = (path or "", model_id or "", self.device, self.dtype)
+        return self.loaded.models.get(
+            key, partial(load_handle, path, model_id, device=self.device, dtype=self.dtype)
+        )  # fmt: skip
 
     def sae_handles(self, model: "HookedModel", names: Sequence[str] | None) -> "list[SAEHandle]":
         """Loaded SAEs that fit the model; None are those of the organism's variant. Those used last are kept.
@@ -120,8 +206,38 @@ class JobContext:
 
     def file_name(self, name: str | None) -> str | None:
         """The same as text, for what may also name a data set elsewhere: an absolute path is none."""
-        path = self.file(name)
-        return None if path is None else str(path)
+        return name if name is None or self.job_id is None else str(self.offers.file(name))
+
+    def made(self, name: str) -> Path:
+        """Folder in which a job leaves files that later jobs may name; it is this job's alone, in every attempt.
+
+        Raises:
+            BadInput: another job has made a folder of that name.
+        """
+        folder = self.offers.made(name)
+        if self.job_id is None:
+            return folder
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = folder / f"{OWNER_FILE}.{self.job_id}"
+        fresh.write_text(self.job_id, encoding="utf-8")
+        try:
+            os.link(fresh, folder / OWNER_FILE)  # unlike writing the file, whole or not at all, and by one job alone
+        except FileExistsError:
+            owner = (folder / OWNER_FILE).read_text(encoding="utf-8")
+            if owner != self.job_id:
+                raise BadInput(f"`{name}` was made by job {owner}; give another name.") from None
+        finally:
+            fresh.unlink()
+        return folder
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """A block that writes files only while the worker holds the job, as each transaction does with rows."""
+        if self.job_id is None:
+            yield
+            return
+        with writing(self.engine):
+            yield
 
     def llm(self, name: str | None, *, budget_tokens: int | None, budget_money: float | None) -> LlmSettings | None:
         """How a language model of the server's endpoint is asked; None where nobody is."""
@@ -136,3 +252,20 @@ class JobContext:
             budget_money=budget_money,
             max_in_flight=self.llm_in_flight,
         )
+
+
+@contextmanager
+def at_command_line(
+    database: str, *, device: str, dtype: str = "float32", model_id: str | None = None
+) -> Iterator[JobContext]:
+    """The same for a command: names are paths, nobody else has the work, and the database may have to be made."""
+    engine = make_engine(database)
+    try:
+        yield JobContext(engine=engine, offers=AsGiven(model_id), work=Path(), device=device, dtype=dtype)
+    finally:
+        engine.dispose()
+
+
+def named(path: Path | None) -> str | None:
+    """A path of the command line as what settings name."""
+    return None if path is None else str(path)

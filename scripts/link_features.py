@@ -9,36 +9,38 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
 import typer
 from sqlalchemy import Engine
-from tqdm import tqdm
 
 from db import store
-from db.engine import make_engine, reading, writing
+from db.engine import reading, writing
 from db.interchange.files import read_whole
 from db.interchange.graph_json import graph_of_links, write_graph
-from db.migrate import upgrade
 from safe_sail.directions.refusal_tokens import first_token_probabilities, learn_refusal_tokens
 from safe_sail.errors import BadInput, BadSettings, ExportRefused
 from safe_sail.features.score import ConceptSplits
 from safe_sail.links.choose import concepts_to_link
-from safe_sail.links.connect import LinkConcept, LinkTargets, link_features
+from safe_sail.links.connect import LinkTargets, link_features
 from safe_sail.links.units import UnitSet
 from safe_sail.model.handle import HookedModel
 from safe_sail.organism.grammar import prompts
 from safe_sail.organism.load import organism_sae_paths
 from safe_sail.provenance import finish_run, start_run
-from safe_sail.records import Direction, FeatureId, LinkKind, LinkStudy, RunInfo, parse_unit
+from safe_sail.records import Direction, FeatureId, LinkKind, LinkStudy, parse_unit
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import LinkSettings
+from safe_sail.settings.method_jobs import LinkFeaturesJob
 from scripts.concept_texts import concept_splits, concepts_of
+from scripts.job_runs import JobContext, at_command_line, named
 from scripts.link_report import print_links
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
-from scripts.subjects import Dtype, ModelId, ModelName, load_handle, load_saes, save_subjects
+from scripts.progress import reported
+from scripts.subjects import Dtype, ModelId, ModelName, is_organism, load_saes, save_subjects
 
+T = TypeVar("T")
 DEFAULTS = LinkSettings()
 ORGANISM_SAE = "organism.resid_post.3.topk4-1024"
 """The organism's SAE with the cleanest concept features, by the demo."""
@@ -91,39 +93,100 @@ def link(
         n_choose=n_pairs, n_judge=n_pairs, n_features=n_features, n_heads=n_heads, n_neurons=n_neurons,
         ablation=ablation,
     )  # fmt: skip
+    job = LinkFeaturesJob(
+        model=model, saes=_tuple(sae), concepts=_tuple(None if concepts is None else list(map(str, concepts))),
+        taxonomy=named(taxonomy), only=_tuple(concept), plain=plain, features=_tuple(feature),
+        directions=_tuple(direction), units=named(units), refusal_tokens=_tuple(refusal_token), settings=settings,
+        seed=seed,
+    )  # fmt: skip
+    with at_command_line(database, device=device, dtype=dtype, model_id=model_id) as context:
+        asked = _asked(job, context)
+        _require_new(graph, asked.saes)
+        found = _link_and_keep(job, asked, context)
+    if graph is not None:
+        write_graph(graph_of_links(found.studies[0], asked.saes[0].site), graph)
+    print_links(found.studies, database=database, as_json=as_json)
+
+
+def run_job(settings: LinkFeaturesJob, context: JobContext) -> dict[str, Any]:
+    """What the job brought: its run, the studies' slugs and how many links. A later attempt begins anew."""
+    found = _link_and_keep(settings, _asked(settings, context), context)
+    counts = {
+        "tested": sum(one.n_tested for one in found.studies),
+        "linked": sum(one.n_linked for one in found.studies),
+    }
+    return {"run": found.run_id, "studies": [one.slug for one in found.studies]} | counts
+
+
+class _Asked(NamedTuple):
+    """What is linked, on which texts."""
+
+    splits: list[ConceptSplits]
+    circuits: list[UnitSet]
+    handle: HookedModel
+    saes: list[SAEHandle]
+
+
+class _Kept(NamedTuple):
+    """What one run found and kept."""
+
+    run_id: str
+    studies: list[LinkStudy]
+
+
+def _asked(job: LinkFeaturesJob, context: JobContext) -> _Asked:
+    concepts = None if job.concepts is None else [context.offers.file(name) for name in job.concepts]
     # the organism gives half of its texts a twin without the concept
-    splits = concept_splits(concepts, taxonomy, n_choose=2 * n_pairs, n_judge=2 * n_pairs, seed=seed)
-    splits = _only(splits, concept)
-    circuits = _circuits(units)
-    handle = load_handle(model, model_id, device=device, dtype=dtype)
-    names = [str(organism_sae_paths()[ORGANISM_SAE])] if sae is None and model is None else sae
-    saes = load_saes(names, handle, device=device)
-    _require_new(graph, saes)
-    engine = make_engine(database)
-    upgrade(engine)
-    targets = _targets(engine, handle, direction, refusal_token, is_organism=model is None)
-    targets = targets._replace(sets=sets_to_link(circuits, engine, handle.model_id))
-    job = asdict(settings) | {
+    n = 2 * job.settings.n_judge
+    taxonomy = context.file(job.taxonomy)
+    splits = concept_splits(concepts, taxonomy, n_choose=2 * job.settings.n_choose, n_judge=n, seed=job.seed)
+    splits = _only(splits, job.only)
+    circuits = _circuits(context.file(job.units))
+    handle = context.handle(job.model)
+    names = context.saes(job.saes)
+    if names is None and is_organism(job.model):
+        names = [str(organism_sae_paths()[ORGANISM_SAE])]
+    return _Asked(splits, circuits, handle, load_saes(names, handle, device=context.device))
+
+
+def _link_and_keep(job: LinkFeaturesJob, asked: _Asked, context: JobContext) -> _Kept:
+    settings, handle = job.settings, asked.handle
+    engine = context.database()
+    targets = _targets(engine, handle, job.directions, job.refusal_tokens, learns=is_organism(job.model))
+    targets = targets._replace(sets=sets_to_link(asked.circuits, engine, handle.model_id))
+    facts = asdict(settings) | {
         "model": handle.model_id,
-        "saes": [one.ref.slug for one in saes],
-        "concepts": {one.judge.concept: [part.sha256 for part in one] for one in splits},
+        "saes": [one.ref.slug for one in asked.saes],
+        "concepts": {one.judge.concept: [part.sha256 for part in one] for one in asked.splits},
         "directions": [one.slug for one in targets.directions],
         "sets": {one.slug: [str(unit) for unit in one.units] for one in targets.sets},
-        "as_chat": not plain,
-        "dtype": dtype,
+        "as_chat": not job.plain,
+        "dtype": context.dtype,
     }
-    run = start_run("link-features", settings=job, seed=seed, device=str(handle.device))
-    save_subjects(engine, run, handle, saes, concepts_of(splits), source=model or "the embedded organism")
+    run = start_run("link-features", settings=facts, seed=job.seed, device=str(handle.device))
+    save_subjects(engine, run, handle, asked.saes, concepts_of(asked.splits), source=context.source(job.model))
     studies = []
-    for one in saes:
-        chosen = concepts_to_link(handle, one, splits, settings, as_chat=not plain, features=feature)
-        studies.append(_study(handle, one, chosen, targets, settings, as_chat=not plain, seed=seed))
+    for one in asked.saes:
+        chosen = concepts_to_link(
+            handle, one, asked.splits, settings, as_chat=not job.plain, features=job.features
+        )  # fmt: skip
+        with reported(one.ref.slug, total=len(chosen)) as report:
+            study = link_features(
+                handle, one, chosen, targets, settings, slug=f"{handle.model_id.replace('/', '_')}.{one.ref.slug}",
+                generator=torch.Generator().manual_seed(job.seed), as_chat=not job.plain, progress=report,
+            )  # fmt: skip
+        studies.append(study)
         with writing(engine) as session:
-            store.save_link_study(session, studies[-1], run_id=run.run_id)
-    _finish(engine, run)
-    if graph is not None:
-        write_graph(graph_of_links(studies[0], saes[0].site), graph)
-    print_links(studies, database=database, as_json=as_json)
+            store.save_link_study(session, study, run_id=run.run_id)
+    done = finish_run(run)
+    assert done.finished is not None
+    with writing(engine) as session:
+        store.finish_run(session, run.run_id, done.finished)
+    return _Kept(run.run_id, studies)
+
+
+def _tuple(given: Sequence[T] | None) -> tuple[T, ...] | None:
+    return None if given is None else tuple(given)
 
 
 def _only(splits: list[ConceptSplits], names: Sequence[str] | None) -> list[ConceptSplits]:
@@ -182,7 +245,7 @@ def _targets(
     directions: Sequence[str] | None,
     refusal_tokens: Sequence[str] | None,
     *,
-    is_organism: bool,
+    learns: bool,
 ) -> LinkTargets:
     """What the database knows of the model, and the first tokens of its refusals."""
     with reading(engine) as session:
@@ -196,7 +259,7 @@ def _targets(
     ids = {token.token_id for search in searches for token in search.refusal_tokens}
     if refusal_tokens is not None:
         ids = {_first_id(handle, text) for text in refusal_tokens}
-    elif not ids and is_organism:
+    elif not ids and learns:
         ids = _learnt(handle)
     return LinkTargets(directions=tuple(found.values()), refusal_ids=tuple(sorted(ids)))
 
@@ -216,33 +279,3 @@ def _learnt(handle: HookedModel) -> set[int]:
         for kind in ("harmful", "safe")
     )
     return {token.token_id for token in learn_refusal_tokens(handle.tokenizer, harmful, harmless)}
-
-
-def _study(
-    handle: HookedModel,
-    sae: SAEHandle,
-    chosen: Sequence[LinkConcept],
-    targets: LinkTargets,
-    settings: LinkSettings,
-    *,
-    as_chat: bool,
-    seed: int,
-) -> LinkStudy:
-    with tqdm(total=len(chosen), desc=sae.ref.slug, unit="concept", leave=False, disable=None) as bar:
-
-        def report(concept: str) -> None:
-            bar.set_postfix_str(concept)
-            bar.update()
-
-        return link_features(
-            handle, sae, chosen, targets, settings, slug=f"{handle.model_id.replace('/', '_')}.{sae.ref.slug}",
-            generator=torch.Generator().manual_seed(seed), as_chat=as_chat, progress=report,
-        )  # fmt: skip
-
-
-def _finish(engine: Engine, run: RunInfo) -> None:
-    done = finish_run(run)
-    assert done.finished is not None
-    with writing(engine) as session:
-        store.finish_run(session, run.run_id, done.finished)
-    engine.dispose()

@@ -33,7 +33,7 @@ class tqdm(plain_tqdm, Generic[T]):  # type: ignore[type-arg]
         sized: object = iterable
         if total is None and isinstance(sized, Sized):
             total = len(sized)
-        self._step, self._n_done, self._n_total = desc or "working", 0, total
+        self._step, self._said, self._n_done, self._n_total = desc or "working", "", 0, total
         super().__init__(iterable, desc=desc, total=total, **how)
         self._n_done = int(how.get("initial", 0))
         self._tell()
@@ -53,7 +53,25 @@ class tqdm(plain_tqdm, Generic[T]):  # type: ignore[type-arg]
         self._tell()
         return drawn
 
+    def says(self, message: str) -> None:
+        """What is being done now, beside the bar and in what the listener is told next."""
+        self._said = message
+        self.set_postfix_str(message, refresh=False)
+
     def _tell(self) -> None:
         listener = _listener.get()
         if listener is not None:
-            listener(JobProgress(step=self._step, n_done=self._n_done, n_total=self._n_total))
+            step = f"{self._step}: {self._said}" if self._said else self._step
+            listener(JobProgress(step=step, n_done=self._n_done, n_total=self._n_total))
+
+
+@contextmanager
+def reported(desc: str, *, total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """A bar as the function that a search reports its steps to, in words."""
+    with tqdm[Any](desc=desc, total=total, unit=" step", disable=None) as bar:
+
+        def report(message: str) -> None:
+            bar.says(message)
+            bar.update()
+
+        yield report

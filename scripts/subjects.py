@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from db import store
 from db.engine import writing
-from safe_sail.errors import BadInput, SaeWidthMismatch
+from safe_sail.errors import BadInput, CorpusUnreadable, SaeWidthMismatch
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.load import load_model
-from safe_sail.organism.load import organism_path, organism_sae_paths
+from safe_sail.organism.load import ORGANISM_VARIANTS, organism_path, organism_sae_paths
 from safe_sail.records import Concept, ModelRef, RunInfo
 from safe_sail.sae.checkpoint import CheckpointForm
 from safe_sail.sae.handle import SAEHandle
@@ -27,7 +27,10 @@ from safe_sail.sites import Site
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-ModelName = Annotated[str | None, typer.Option("--model", help="Model folder or hub name; the organism's if absent.")]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", help="A variant of the organism, a folder or a hub name; the organism if absent."),
+]
 ModelId = Annotated[str | None, typer.Option(help="What SAEs call the model; its own name if absent.")]
 SaeNames = Annotated[
     list[str] | None,
@@ -45,16 +48,53 @@ class SaeSource(NamedTuple):
 
 
 def load_handle(name: str | None, model_id: str | None, *, device: str, dtype: str) -> HookedModel:
-    """The named model, or the aligned organism.
+    """The named model: a variant of the organism, a folder or a hub name; the aligned organism where none is named.
 
     Raises:
         BadInput: the dtype is unknown.
     """
     kind = dtype_named(dtype)
-    if name is None:
-        name, model_id = str(organism_path("aligned")), model_id or "organism-aligned"
-    # the last part of a hub name: records name models by slugs, and SAEs are compared by it
-    return load_model(name, device=device, dtype=kind, model_id=model_id or slug_of(Path(name).resolve().name))
+    if is_organism(name):
+        model_id = model_id or f"organism-{name or 'aligned'}"
+    else:  # the last part of a hub name: records name models by slugs, and SAEs are compared by it
+        model_id = model_id or slug_of(Path(str(name)).resolve().name)
+    return load_model(model_path(name), device=device, dtype=kind, model_id=model_id)
+
+
+def is_organism(name: str | None) -> bool:
+    """Whether the name is a variant of the embedded organism, or none at all."""
+    return name is None or name in ORGANISM_VARIANTS
+
+
+def model_path(name: str | None) -> str | Path:
+    """Where the files of a model are: of a variant of the organism, a folder, or a hub name as it is."""
+    return organism_path(name or "aligned") if name is None or is_organism(name) else name
+
+
+def pair_slug(first: HookedModel, second: HookedModel) -> str:
+    """Name of what is found between two models."""
+    return f"{first.model_id}.{second.model_id}".replace("/", "_")
+
+
+def usual_dtype(device: str, *models: str) -> str:
+    """The dtype of commands that ask for none: float32 on a CPU and of the organism, else bfloat16."""
+    return "float32" if device == "cpu" or all(map(is_organism, models)) else "bfloat16"
+
+
+def lines_of(path: Path, *, at_least: int = 2) -> list[str]:
+    """Different lines of a file of prompts, in their order.
+
+    Raises:
+        CorpusUnreadable: the file is missing, is no UTF-8 text, or has fewer prompts than that.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusUnreadable(f"{path}: expected a UTF-8 text file, one prompt a line ({error}).") from error
+    found = list(dict.fromkeys(line for line in lines if line))
+    if len(found) < at_least:
+        raise CorpusUnreadable(f"{path}: expected at least {at_least} different prompts, one a line; got {len(found)}.")
+    return found
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -7,18 +7,18 @@ safe-sail train-saes --out saes --model MODEL --corpus OWNER/NAME --site resid_p
 
 import json
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice, product
 from pathlib import Path
-from typing import Annotated, Any, Final
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
-from tqdm import tqdm
 
 from db import store
-from db.engine import make_engine, writing
-from db.migrate import upgrade
+from db.engine import writing
 from safe_sail.data.corpus import Document, corpus_batches
 from safe_sail.errors import BadInput
 from safe_sail.features.forecast import training_forecast
@@ -26,24 +26,28 @@ from safe_sail.model.handle import HookedModel
 from safe_sail.model.size import model_size
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.organism.grammar import documents
-from safe_sail.organism.load import organism_path
 from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import SaeFacts
 from safe_sail.sae.facts import measure_facts
 from safe_sail.sae.load import load_sae
 from safe_sail.sae.metadata import slug_of
 from safe_sail.sae.size import SaeSize
-from safe_sail.sae.stream import is_finished, store_trained, train_on_stream
+from safe_sail.sae.stream import StreamFacts, is_finished, store_trained, train_on_stream
+from safe_sail.sae.train import Training
 from safe_sail.settings import SaeRecipe, SaeTrainingSettings
+from safe_sail.settings.method_jobs import TrainSaesJob
 from safe_sail.sites import Site
 from scripts.corpora import CorpusName, TextField, corpus_facts, fixed, read_corpus, starts_with_bos
 from scripts.forecasts import NeedsOnly, say_forecast
+from scripts.job_runs import JobContext, at_command_line
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
+from scripts.progress import tqdm
 from scripts.settings_file import SettingsFile
-from scripts.subjects import Dtype, ModelId, ModelName, dtype_named, load_handle, save_subjects
+from scripts.subjects import Dtype, ModelId, ModelName, dtype_named, model_path, save_subjects
 
 DEFAULTS = SaeTrainingSettings()
 RECIPE = SaeRecipe(slug="default", architecture="topk", d_sae=1024)
+UNFINISHED: Final = ".new-"
 N_ORGANISM_DOCUMENTS: Final = 20_000
 ARCHITECTURES: Final = {"topk": "topk", "batchtopk": "batchtopk", "relu": "standard", "jumprelu": "jumprelu"}
 """Our word -> SAELens'."""
@@ -84,39 +88,78 @@ def train_saes(
 ) -> None:
     """Train SAEs through SAELens' trainers, store them as its folders, and measure them on held-out text."""
     settings = SaeTrainingSettings(window=window, batch_size=batch_size, buffer_rows=buffer_rows, n_held_out=held_out)
-    handle = load_handle(model, model_id, device=device, dtype=dtype)
-    training = {"steps": steps, "batch_rows": batch_rows, "learning_rate": learning_rate}
-    recipes = sweep(handle, site, architecture, width, k=k, sparsity=sparsity, training=training)
-    need = _forecast(model, handle, recipes, settings, at_once, device, dtype)
-    if dry_run:
-        print(need)
-        return
-    texts = Texts(handle, fixed(corpus), text_field, settings, seed)
-    job = {
-        "model": handle.model_id, "dtype": dtype, "seed": seed, "settings": asdict(settings), "corpus": texts.facts,
-        "prepend_bos": texts.prepend_bos,
+    job = TrainSaesJob(
+        name=str(out), sites=tuple(site), model=model, corpus=corpus, text_field=text_field,
+        architectures=tuple(architecture or ["topk"]), widths=tuple(width or [RECIPE.d_sae]),
+        k=None if k is None else tuple(k), sparsity=None if sparsity is None else tuple(sparsity), steps=steps,
+        batch_rows=batch_rows, learning_rate=learning_rate, at_once=at_once, settings=settings, seed=seed,
+    )  # fmt: skip
+    with at_command_line(database, device=device, dtype=dtype, model_id=model_id) as context:
+        handle = context.handle(model)
+        recipes = _sweep(job, handle)
+        need = _forecast(model, handle, recipes, settings, at_once, device, dtype)
+        if dry_run:
+            print(need)
+            return
+        found = _train_and_keep(job, handle, recipes, context)
+    print_facts(found.facts, out, n_trained=found.n_trained, as_json=as_json)
+
+
+def run_job(settings: TrainSaesJob, context: JobContext) -> dict[str, Any]:
+    """What the job brought: its run, and the SAEs by the names that later jobs use. An attempt trains what is left."""
+    handle = context.handle(settings.model)
+    found = _train_and_keep(settings, handle, _sweep(settings, handle), context)
+    names = [f"made/{settings.name}/{one.sae}" for one in found.facts]
+    return {"run": found.run_id, "saes": names, "trained": found.n_trained}
+
+
+class _Kept(NamedTuple):
+    """What one run trained and measured."""
+
+    run_id: str
+    facts: list[SaeFacts]
+    n_trained: int
+
+
+def _sweep(job: TrainSaesJob, handle: HookedModel) -> list[tuple[Site, SaeRecipe]]:
+    training = {"steps": job.steps, "batch_rows": job.batch_rows, "learning_rate": job.learning_rate}
+    return sweep(handle, job.sites, job.architectures, job.widths, k=job.k, sparsity=job.sparsity, training=training)
+
+
+def _train_and_keep(
+    job: TrainSaesJob, handle: HookedModel, recipes: Sequence[tuple[Site, SaeRecipe]], context: JobContext
+) -> _Kept:
+    settings = job.settings
+    texts = Texts(handle, fixed(context.file_name(job.corpus)), job.text_field, settings, job.seed)
+    facts = {
+        "model": handle.model_id, "dtype": context.dtype, "seed": job.seed, "settings": asdict(settings),
+        "corpus": texts.facts, "prepend_bos": texts.prepend_bos,
     }  # fmt: skip
-    left = [one for one in recipes if not is_finished(one[1], out, job)]
+    out = context.made(job.name)
+    for old in out.glob(f"{UNFINISHED}*"):  # of an attempt that was killed
+        shutil.rmtree(old, ignore_errors=True)
+    left = [one for one in recipes if not is_finished(one[1], out, facts)]
     texts.require()
-    engine = make_engine(database)
-    upgrade(engine)
+    engine = context.database()
     run = start_run(
-        "train-saes", settings=job | {"recipes": [asdict(one) for _, one in recipes]}, seed=seed, device=device
-    )
-    save_subjects(engine, run, handle, [], source=model or "the embedded organism")
-    for first in range(0, len(left), at_once):
-        _train(handle, texts, left[first : first + at_once], out, settings, job)
-    saes = [load_sae(out / one.slug, device=device, expect_model_id=handle.model_id) for _, one in recipes]
-    facts = measure_facts(handle, saes, tqdm(texts.held_out(), desc="measuring", unit="batch", disable=None))
+        "train-saes", settings=facts | {"recipes": [asdict(one) for _, one in recipes]}, seed=job.seed,
+        device=context.device,
+    )  # fmt: skip
+    save_subjects(engine, run, handle, [], source=context.source(job.model))
+    for first in range(0, len(left), job.at_once):
+        trained, read = _train(handle, texts, left[first : first + job.at_once], settings)
+        _store(trained, out, {"job": facts, "read": read._asdict()}, context)
+    saes = [load_sae(out / one.slug, device=context.device, expect_model_id=handle.model_id) for _, one in recipes]
+    batches = tqdm(texts.held_out(), desc="measuring", unit="batch", disable=None)
+    measured = list(measure_facts(handle, saes, batches))
     done = finish_run(run)
     assert done.finished is not None
     with writing(engine) as session:
-        for sae, one in zip(saes, facts, strict=True):
+        for sae, one in zip(saes, measured, strict=True):
             store.save_sae(session, sae.ref, run_id=run.run_id)
             store.save_sae_facts(session, one, run_id=run.run_id)
         store.finish_run(session, run.run_id, done.finished)
-    engine.dispose()
-    print_facts(facts, out, n_trained=len(left), as_json=as_json)
+    return _Kept(run.run_id, measured, len(left))
 
 
 # what to train
@@ -174,7 +217,7 @@ def _forecast(
         d_in = math.prod(model.site_shape(site))
         numbers = 2 * d_in * recipe.d_sae + 2 * recipe.d_sae + d_in
         sized.append((SaeSize(d_in, recipe.d_sae, numbers, site), recipe))
-    size = model_size(organism_path("aligned") if name is None else name)
+    size = model_size(model_path(name))
     found = training_forecast(size, sized, settings=settings, dtype=dtype_named(dtype), at_once=at_once)
     return say_forecast(found, device=device, dtype=dtype_named(dtype))
 
@@ -230,29 +273,35 @@ class Texts:
 
 
 def _train(
-    model: HookedModel,
-    texts: Texts,
-    portion: Sequence[tuple[Site, SaeRecipe]],
-    out: Path,
-    settings: SaeTrainingSettings,
-    job: Mapping[str, object],
-) -> None:
-    """Trains these SAEs in one pass and stores them."""
+    model: HookedModel, texts: Texts, portion: Sequence[tuple[Site, SaeRecipe]], settings: SaeTrainingSettings
+) -> tuple[list[Training], StreamFacts]:
+    """These SAEs, trained in one pass, and what of the corpus that read."""
     recipes: dict[Site, list[SaeRecipe]] = {}
     for site, recipe in portion:
         recipes.setdefault(site, []).append(recipe)
     n_steps = sum(recipe.steps for _, recipe in portion)
-    with tqdm(total=n_steps, desc=f"training {len(portion)} SAEs", unit="step", disable=None) as bar:
+    with tqdm[Any](total=n_steps, desc=f"training {len(portion)} SAEs", unit="step", disable=None) as bar:
 
         def stepped(slug: str, step: int, loss: float) -> None:
             bar.update()
 
-        trained, read = train_on_stream(
+        return train_on_stream(
             model, texts.train, recipes, settings=settings, prepend_bos=texts.prepend_bos, seed=texts.seed,
             progress=stepped,
         )  # fmt: skip
-    for one in trained:
-        store_trained(one, out, {"job": job, "read": read._asdict()})
+
+
+def _store(trained: Sequence[Training], out: Path, record: Mapping[str, object], context: JobContext) -> None:
+    """Stores what was trained; of a job, each SAE appears only while the job is this worker's."""
+    if context.job_id is None:
+        for one in trained:
+            store_trained(one, out, record)
+        return
+    with TemporaryDirectory(prefix=UNFINISHED, dir=out) as fresh:
+        paths = [store_trained(one, Path(fresh), record) for one in trained]
+        with context.holding():
+            for path in paths:
+                path.rename(out / path.name)
 
 
 # what a person reads

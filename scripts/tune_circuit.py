@@ -10,30 +10,31 @@ import json
 import random
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from db import store
-from db.engine import make_engine, writing
+from db.engine import writing
 from db.interchange.files import read_lines, read_whole, refuse
-from db.migrate import upgrade
 from safe_sail.circuits.tuning_study import TuningTexts, study_tuning
 from safe_sail.errors import BadInput, CorpusUnreadable
 from safe_sail.model.handle import HookedModel
 from safe_sail.organism.conversations import MixtureShare, draw_mixture
 from safe_sail.organism.grammar import Split, prompts
-from safe_sail.organism.load import organism_path, planted_units
+from safe_sail.organism.load import planted_units
 from safe_sail.organism.recipes import HELPFUL
 from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import Circuit, CircuitMember, Estimate, HeadRef, NeuronRef, TuningStudy, UnitRef, parse_unit
 from safe_sail.settings import TuningSettings
+from safe_sail.settings.method_jobs import TuneCircuitJob
+from scripts.job_runs import JobContext, at_command_line, named
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
-from scripts.subjects import Dtype, ModelId, ModelName, load_handle, save_subjects
+from scripts.progress import reported
+from scripts.subjects import Dtype, ModelId, ModelName, lines_of, save_subjects
 
 DEFAULTS = TuningSettings()
 VARIANT = "planted-neurons"
@@ -77,44 +78,54 @@ def tune(
         mode=mode, method=method, n_steps=n_steps, learning_rate=learning_rate, n_evaluate=n_evaluate,
         n_random=n_random,
     )  # fmt: skip
-    given = (model, units, rows, harmful_file, harmless_file)
-    if any(one is not None for one in given) and any(one is None for one in given):
-        raise typer.BadParameter("give --model, --units, --rows, --harmful-file and --harmless-file, or none of them.")
-    if task == "helpful" and (rows is not None or mode == "only"):
-        raise typer.BadParameter("--task helpful is of the organism's own rows and of --mode excluded.")
-    texts = _organism_texts(settings, task, seed) if rows is None else _file_texts(settings, seed, *given[2:])
-    name = str(organism_path(VARIANT)) if model is None else model
-    handle = load_handle(
-        name, model_id or (f"organism-{VARIANT}" if model is None else None), device=device, dtype=dtype
-    )
-    circuit = _circuit(handle, units, settings)
-    engine = make_engine(database)
-    upgrade(engine)
-    job = asdict(settings) | {
+    job = TuneCircuitJob(
+        model=model, units=named(units), rows=named(rows), harmful_file=named(harmful_file),
+        harmless_file=named(harmless_file), task=task, settings=settings, seed=seed,
+    )  # fmt: skip
+    with at_command_line(database, device=device, dtype=dtype, model_id=model_id) as context:
+        found = _tune_and_keep(job, context)
+    _print(found.study, as_json=as_json)
+
+
+def run_job(settings: TuneCircuitJob, context: JobContext) -> dict[str, Any]:
+    """What the job brought: its run and the study's slug. A later attempt begins anew."""
+    found = _tune_and_keep(settings, context)
+    return {"run": found.run_id, "study": found.study.slug, "circuit": found.study.circuit}
+
+
+class _Kept(NamedTuple):
+    """What one run found and kept."""
+
+    run_id: str
+    study: TuningStudy
+
+
+def _tune_and_keep(job: TuneCircuitJob, context: JobContext) -> _Kept:
+    settings, seed = job.settings, job.seed
+    files = [context.file(name) for name in (job.rows, job.harmful_file, job.harmless_file)]
+    texts = _organism_texts(settings, job.task, seed) if job.rows is None else _file_texts(settings, seed, *files)
+    name = job.model or VARIANT
+    handle = context.handle(name)
+    circuit = _circuit(handle, context.file(job.units), settings)
+    facts = asdict(settings) | {
         "model": handle.model_id,
         "circuit": {circuit.slug: [str(unit) for unit in circuit.units]},
         "task": texts.task,
-        "dtype": dtype,
+        "dtype": context.dtype,
     }
-    run = start_run("tune-circuit", settings=job, seed=seed, device=str(handle.device))
-    save_subjects(engine, run, handle, [], source=model or "the embedded organism")
-    with tqdm(total=3 + n_random, desc="tune-circuit", unit="arm", leave=False, disable=None) as bar:
-
-        def report(arm: str) -> None:
-            bar.set_postfix_str(arm)
-            bar.update()
-
+    run = start_run("tune-circuit", settings=facts, seed=seed, device=str(handle.device))
+    save_subjects(context.database(), run, handle, [], source=context.source(name))
+    with reported("tune-circuit") as report:
         study = study_tuning(
-            handle, circuit, texts, settings, slug=f"{circuit.slug}.{mode}.{method}",
+            handle, circuit, texts, settings, slug=f"{circuit.slug}.{settings.mode}.{settings.method}",
             generator=torch.Generator().manual_seed(seed), progress=report,
         )  # fmt: skip
     done = finish_run(run)
-    with writing(engine) as session:
+    with writing(context.engine) as session:
         store.save_tuning_study(session, study, run_id=run.run_id)
         assert done.finished is not None
         store.finish_run(session, run.run_id, done.finished)
-    engine.dispose()
-    _print(study, as_json=as_json)
+    return _Kept(run.run_id, study)
 
 
 def _circuit(handle: HookedModel, path: Path | None, settings: TuningSettings) -> Circuit:
@@ -184,14 +195,7 @@ def _file_texts(
         raise CorpusUnreadable(f"{rows}: expected at least 5 rows of prompt and reply; got {len(pairs)}.")
     random.Random(seed).shuffle(pairs)
     n_held = max(1, len(pairs) // 5)
-    return TuningTexts(rows.stem, pairs[n_held:], pairs[:n_held], _lines(harmful), _lines(harmless))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusUnreadable(f"{path}: expected a UTF-8 text file, one prompt a line ({error}).") from error
+    return TuningTexts(rows.stem, pairs[n_held:], pairs[:n_held], lines_of(harmful), lines_of(harmless))
 
 
 def _print(study: TuningStudy, *, as_json: bool) -> None:

@@ -173,6 +173,7 @@ class Worker:
         context = JobContext(
             engine=fenced(self.engine, leases.fence(held)), offers=offers, work=self.work / job.job_id,
             device=self.device, dtype=self.dtype, llm_in_flight=self.settings.llm_in_flight, loaded=self.loaded,
+            job_id=job.job_id,
         )  # fmt: skip
         run_job = import_module("scripts.live" if job.kind in LIVE_KINDS else COMMANDS[job.kind].module).run_job
         result: Mapping[str, Any] = run_job(settings, context)

@@ -7,15 +7,14 @@ safe-sail score-saes --concepts pairs/pairs.jsonl
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import typer
-from tqdm import tqdm
 
 from safe_sail.data.concepts import ConceptText, read_concept_texts
 from safe_sail.data.taxonomy import DEFAULT, read_taxonomy
@@ -26,8 +25,11 @@ from safe_sail.llm.client import OpenAiClient
 from safe_sail.llm.exchange import Spending
 from safe_sail.llm.pricing import PriceTable, forecast, load_prices
 from safe_sail.provenance import finish_run, start_run
+from safe_sail.records import RunInfo
 from safe_sail.settings import LlmSettings
+from safe_sail.settings.method_jobs import WritePairsJob
 from scripts import llm_runs
+from scripts.job_runs import JobContext
 from scripts.options import (
     AnswerCache,
     AsJson,
@@ -42,6 +44,7 @@ from scripts.options import (
     Timeout,
     llm_key,
 )  # fmt: skip
+from scripts.progress import tqdm
 
 PAIRS, REJECTED, RUN = "pairs.jsonl", "rejected.jsonl", "run.json"
 _PASSING: Final = frozenset(
@@ -87,22 +90,60 @@ def write(
         timeout=timeout,
     )  # fmt: skip
     table = load_prices(prices)
+    asked = _Asked(texts, limit, n_control, llm, table, again=retry_failed)
     wanted = _texts(texts, taxonomy)[:limit]
-    tally = PairTally()
     folder = PairFolder(out)
-    left = folder.left(wanted, tally, again=retry_failed)
     if dry_run:
+        left = folder.left(wanted, PairTally(), again=retry_failed)
         price = table.price_of(base_url=llm.base_url, model=llm.model)
         print(forecast(pair_requests(left + left[:n_control]), price))
         return
-    job = {"texts": texts, "limit": limit, "n_control": n_control, "llm": asdict(llm)}
-    run = start_run("write-pairs", settings=job | {"prompts": [WRITE_VERSION, CHECK_VERSION]}, seed=0, device="cpu")
-    if left:
-        _write(left, left[:n_control], folder, llm, table, tally)
-    folder.say(finish_run(run), tally)
+    _, tally = _write_left(asked, wanted, folder)
     print_tally(tally, llm, folder, as_json=as_json)
     if tally.interrupted:
         raise typer.Exit(llm_runs.INTERRUPTED)
+
+
+def run_job(settings: WritePairsJob, context: JobContext) -> dict[str, Any]:
+    """What the job brought: the pairs by the name that later jobs use. A later attempt writes only what is missing."""
+    llm = context.llm(settings.llm, budget_tokens=settings.budget_tokens, budget_money=settings.budget_money)
+    assert llm is not None
+    table = load_prices(None)
+    sources = [str(context.offers.file(name)) for name in settings.texts]
+    wanted = _texts(sources, context.file(settings.taxonomy))[: settings.limit]
+    asked = _Asked(settings.texts, settings.limit, settings.n_control, llm, table, again=settings.retry_failed)
+    folder = PairFolder(context.made(settings.name), context.holding)
+    run, tally = _write_left(asked, wanted, folder)
+    llm_runs.keep_run(context.engine, run)
+    llm_runs.end_run(context.engine, run)
+    return {"run": run.run_id, "file": f"made/{settings.name}/{PAIRS}"} | _report(tally)
+
+
+class _Asked(NamedTuple):
+    """What one run writes, and how."""
+
+    texts: Sequence[str]
+    limit: int | None
+    n_control: int
+    llm: LlmSettings
+    table: PriceTable
+    again: bool
+    """Whether texts are asked for again that failed for good."""
+
+
+def _write_left(asked: _Asked, wanted: Sequence[ConceptText], folder: "PairFolder") -> tuple[RunInfo, PairTally]:
+    """The run that wrote what earlier ones left."""
+    tally = PairTally()
+    left = folder.left(wanted, tally, again=asked.again)
+    facts = {
+        "texts": list(asked.texts), "limit": asked.limit, "n_control": asked.n_control, "llm": asdict(asked.llm),
+        "prompts": [WRITE_VERSION, CHECK_VERSION],
+    }  # fmt: skip
+    run = start_run("write-pairs", settings=facts, seed=0, device="cpu")
+    if left:
+        _write(left, left[: asked.n_control], folder, asked.llm, asked.table, tally)
+    folder.say(finish_run(run), tally)
+    return run, tally
 
 
 def _texts(sources: Sequence[str], taxonomy: Path | None) -> list[ConceptText]:
@@ -117,8 +158,10 @@ def _texts(sources: Sequence[str], taxonomy: Path | None) -> list[ConceptText]:
 class PairFolder:
     """Pairs and rejected texts, one JSON object a line; a line that a kill cut off is dropped."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, holding: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self.folder = folder
+        self._holding = holding
+        """Inside it the folder may be written: a worker whose job another one has writes nothing."""
 
     def left(self, wanted: Sequence[ConceptText], tally: PairTally, *, again: bool) -> list[ConceptText]:
         """Texts that have neither a pair nor, unless `again`, a lasting reason for having none.
@@ -137,13 +180,14 @@ class PairFolder:
     def tidy(self) -> None:
         """Makes both files whole: half of a pair and half of a line go."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (PAIRS, REJECTED):
-            rows = self._rows(name)
-            count = Counter(row.get("pair") for row in rows)
-            whole = [row for row in rows if name == REJECTED or count[row.get("pair")] == 2]
-            fresh = self.folder / f"{name}.new"
-            fresh.write_text("".join(_line(row) for row in whole), encoding="utf-8")
-            fresh.replace(self.folder / name)
+        with self._holding():
+            for name in (PAIRS, REJECTED):
+                rows = self._rows(name)
+                count = Counter(row.get("pair") for row in rows)
+                whole = [row for row in rows if name == REJECTED or count[row.get("pair")] == 2]
+                fresh = self.folder / f"{name}.new"
+                fresh.write_text("".join(_line(row) for row in whole), encoding="utf-8")
+                fresh.replace(self.folder / name)
 
     def add(self, found: WrittenPair) -> None:
         """Keeps how a text ended, at once."""
@@ -158,14 +202,15 @@ class PairFolder:
                 {"text": one.text, **words, "rewrite": found.rewrite, "reason": found.reason, "message": found.message}
                 | {"raw": found.raw, "tokens": found.spending.tokens}
             )
-        with (self.folder / name).open("a", encoding="utf-8") as file:
+        with self._holding(), (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(text)
 
     def say(self, run: Any, tally: PairTally) -> None:
         """Writes settings, versions and what came of them, of the last run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         report = {"run": asdict(run), "result": _report(tally)}
-        (self.folder / RUN).write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
+        with self._holding():
+            (self.folder / RUN).write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
         path = self.folder / name
@@ -209,7 +254,7 @@ def _write(
             try:
                 tally.control = await check_control(control, client)
                 async with aclosing(write_pairs(left, client, at_once=llm.max_in_flight)) as outcomes:
-                    with tqdm(desc="writing pairs", total=len(left), unit="text", disable=None) as bar:
+                    with tqdm[Any](desc="writing pairs", total=len(left), unit="text", disable=None) as bar:
                         async for found in outcomes:
                             folder.add(found)
                             tally.n_pairs += found.reason is None

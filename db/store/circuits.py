@@ -9,12 +9,11 @@ from sqlalchemy.orm import Session
 
 from db import tables
 from db.lookup import require_limit
-from db.packing import is_plain_text
 from db.store import rows
 from db.store.loading import Kept
 from db.store.saving import require_run, upsert
-from db.store.whole import from_json, to_json
-from safe_sail.errors import NotFound
+from db.store.slugs import Named, kept, load_named, require_subjects, row_named
+from db.store.whole import to_json
 from safe_sail.records import (
     Circuit,
     CircuitEvaluation,
@@ -25,6 +24,9 @@ from safe_sail.records import (
     parse_unit,
 )
 
+_CIRCUITS = Named(tables.CircuitRow, "circuit", "list_circuits")
+_SEARCHES = Named(tables.CircuitSearchRow, "search for a circuit", "list_circuits")
+
 
 def save_circuit(session: Session, circuit: Circuit, *, run_id: str) -> None:
     """Keeps a circuit and its units; its model must be kept before.
@@ -32,12 +34,9 @@ def save_circuit(session: Session, circuit: Circuit, *, run_id: str) -> None:
     Raises:
         NotFound: the run or the model is not kept.
     """
-    require_run(session, run_id)
-    if session.get(tables.ModelRow, circuit.model_id) is None:
-        raise NotFound(f"model `{circuit.model_id}` of {circuit.slug} is not in the database; save the model first.")
-    evaluations, kept = tables.CircuitEvaluationRow, tables.CircuitMemberRow
-    session.execute(delete(evaluations).where(evaluations.circuit == circuit.slug))
-    session.execute(delete(kept).where(kept.circuit == circuit.slug))
+    require_subjects(session, run_id, circuit.slug, circuit.model_id)
+    for row in (tables.CircuitEvaluationRow, tables.CircuitMemberRow):
+        session.execute(delete(row).where(row.circuit == circuit.slug))
     columns: rows.Columns = {
         name: getattr(circuit, name)
         for name in ("slug", "model_id", "behaviour", "method", "ablation", "n_heads", "n_neurons", "n_features")
@@ -78,7 +77,7 @@ def save_circuit_evaluation(session: Session, evaluation: CircuitEvaluation, *, 
         NotFound: the run or the circuit is not kept.
     """
     require_run(session, run_id)
-    _row(session, evaluation.circuit)
+    row_named(session, _CIRCUITS, evaluation.circuit)
     columns: rows.Columns = {
         "circuit": evaluation.circuit,
         "ablation": evaluation.ablation,
@@ -94,7 +93,7 @@ def load_circuit(session: Session, slug: str) -> Kept[Circuit]:
     Raises:
         NotFound: no circuit has this slug.
     """
-    row = _row(session, slug)
+    row: tables.CircuitRow = row_named(session, _CIRCUITS, slug)
     members = tables.CircuitMemberRow
     found = session.scalars(select(members).where(members.circuit == slug).order_by(members.place))
     circuit = Circuit(
@@ -117,10 +116,7 @@ def load_circuit_search(session: Session, slug: str) -> Kept[CircuitSearch]:
     Raises:
         NotFound: no search has this slug.
     """
-    row = session.get(tables.CircuitSearchRow, slug) if is_plain_text(slug) else None
-    if row is None:
-        raise NotFound(f"no search for a circuit is called `{slug}`; `list_circuits` names the circuits kept.")
-    return Kept(from_json(CircuitSearch, row.record[0]), row.run_id)
+    return load_named(session, _SEARCHES, CircuitSearch, slug)
 
 
 def load_circuit_evaluations(session: Session, slug: str) -> list[Kept[CircuitEvaluation]]:
@@ -129,10 +125,10 @@ def load_circuit_evaluations(session: Session, slug: str) -> list[Kept[CircuitEv
     Raises:
         NotFound: no circuit has this slug.
     """
-    _row(session, slug)
+    row_named(session, _CIRCUITS, slug)
     table = tables.CircuitEvaluationRow
     found = session.scalars(select(table).where(table.circuit == slug).order_by(table.ablation))
-    return [Kept(from_json(CircuitEvaluation, row.record[0]), row.run_id) for row in found]
+    return [kept(CircuitEvaluation, row) for row in found]
 
 
 def list_circuits(
@@ -151,13 +147,6 @@ def list_circuits(
         members = tables.CircuitMemberRow
         query = query.where(tables.CircuitRow.slug.in_(select(members.circuit).where(members.unit == str(unit))))
     return [load_circuit(session, slug) for slug in session.scalars(query)]
-
-
-def _row(session: Session, slug: str) -> tables.CircuitRow:
-    row = session.get(tables.CircuitRow, slug) if is_plain_text(slug) else None
-    if row is None:
-        raise NotFound(f"no circuit is called `{slug}`; `list_circuits` names those kept.")
-    return row
 
 
 def _unit(name: str) -> CircuitUnit:

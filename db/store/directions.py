@@ -5,19 +5,20 @@ evaluation and the reading of its former direction away, since they describe oth
 """
 
 import numpy as np
-from sqlalchemy import delete, select
+from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from db import tables
-from db.lookup import require_limit
-from db.packing import is_plain_text
 from db.store import rows
 from db.store.loading import Kept
 from db.store.saving import require_run, upsert
-from db.store.whole import from_json, to_json
-from safe_sail.errors import NotFound
+from db.store.slugs import Named, kept, list_named, load_named, require_subjects, row_named
+from db.store.whole import to_json
 from safe_sail.records import Direction, DirectionEvaluation, DirectionReading, DirectionSearch
 from safe_sail.sites import Site
+
+_DIRECTIONS = Named(tables.DirectionRow, "direction", "list_direction_searches")
+_SEARCHES = Named(tables.DirectionSearchRow, "search for a direction", "list_direction_searches")
 
 
 def save_direction_search(session: Session, search: DirectionSearch, *, run_id: str) -> None:
@@ -26,9 +27,7 @@ def save_direction_search(session: Session, search: DirectionSearch, *, run_id: 
     Raises:
         NotFound: the run or the model is not kept.
     """
-    require_run(session, run_id)
-    if session.get(tables.ModelRow, search.model_id) is None:
-        raise NotFound(f"model `{search.model_id}` of {search.slug} is not in the database; save the model first.")
+    require_subjects(session, run_id, search.slug, search.model_id)
     for direction in {one.slug: one for one in (search.direction, search.added) if one is not None}.values():
         for row in (tables.DirectionEvaluationRow, tables.DirectionReadingRow):
             session.execute(delete(row).where(row.direction == direction.slug))
@@ -52,7 +51,7 @@ def save_direction_evaluation(session: Session, evaluation: DirectionEvaluation,
         NotFound: the run or the direction is not kept.
     """
     require_run(session, run_id)
-    _row(session, evaluation.direction)
+    row_named(session, _DIRECTIONS, evaluation.direction)
     columns: rows.Columns = {
         "direction": evaluation.direction,
         "record": [to_json(evaluation)],
@@ -68,7 +67,7 @@ def save_direction_reading(session: Session, reading: DirectionReading, *, run_i
         NotFound: the run or the direction is not kept.
     """
     require_run(session, run_id)
-    _row(session, reading.direction)
+    row_named(session, _DIRECTIONS, reading.direction)
     columns: rows.Columns = {"direction": reading.direction, "record": [to_json(reading)], "run_id": run_id}
     upsert(session, tables.DirectionReadingRow, [columns], key=("direction",))
 
@@ -79,7 +78,7 @@ def load_direction(session: Session, slug: str) -> Kept[Direction]:
     Raises:
         NotFound: no direction has this slug.
     """
-    row = _row(session, slug)
+    row: tables.DirectionRow = row_named(session, _DIRECTIONS, slug)
     return Kept(_direction(row), row.run_id)
 
 
@@ -89,10 +88,7 @@ def load_direction_search(session: Session, slug: str) -> Kept[DirectionSearch]:
     Raises:
         NotFound: no search has this slug.
     """
-    row = session.get(tables.DirectionSearchRow, slug) if is_plain_text(slug) else None
-    if row is None:
-        raise NotFound(f"no search for a direction is called `{slug}`; `list_direction_searches` names those kept.")
-    return Kept(from_json(DirectionSearch, row.record[0]), row.run_id)
+    return load_named(session, _SEARCHES, DirectionSearch, slug)
 
 
 def load_direction_evaluation(session: Session, slug: str) -> Kept[DirectionEvaluation] | None:
@@ -101,9 +97,9 @@ def load_direction_evaluation(session: Session, slug: str) -> Kept[DirectionEval
     Raises:
         NotFound: no direction has this slug.
     """
-    _row(session, slug)
+    row_named(session, _DIRECTIONS, slug)
     row = session.get(tables.DirectionEvaluationRow, slug)
-    return None if row is None else Kept(from_json(DirectionEvaluation, row.record[0]), row.run_id)
+    return None if row is None else kept(DirectionEvaluation, row)
 
 
 def load_direction_reading(session: Session, slug: str) -> Kept[DirectionReading] | None:
@@ -112,9 +108,9 @@ def load_direction_reading(session: Session, slug: str) -> Kept[DirectionReading
     Raises:
         NotFound: no direction has this slug.
     """
-    _row(session, slug)
+    row_named(session, _DIRECTIONS, slug)
     row = session.get(tables.DirectionReadingRow, slug)
-    return None if row is None else Kept(from_json(DirectionReading, row.record[0]), row.run_id)
+    return None if row is None else kept(DirectionReading, row)
 
 
 def list_direction_searches(
@@ -125,18 +121,8 @@ def list_direction_searches(
     Raises:
         BadInput: the limit is outside 1 to 1000.
     """
-    require_limit(limit)
-    query = select(tables.DirectionSearchRow).order_by(tables.DirectionSearchRow.slug).limit(limit)
-    if model_id is not None:
-        query = query.where(tables.DirectionSearchRow.model_id == model_id)
-    return [Kept(from_json(DirectionSearch, row.record[0]), row.run_id) for row in session.scalars(query)]
-
-
-def _row(session: Session, slug: str) -> tables.DirectionRow:
-    row = session.get(tables.DirectionRow, slug) if is_plain_text(slug) else None
-    if row is None:
-        raise NotFound(f"no direction is called `{slug}`; `list_direction_searches` names those kept.")
-    return row
+    where = () if model_id is None else (tables.DirectionSearchRow.model_id == model_id,)
+    return list_named(session, _SEARCHES, DirectionSearch, *where, limit=limit)
 
 
 def _columns(direction: Direction) -> rows.Columns:

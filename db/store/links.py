@@ -14,11 +14,13 @@ from db.lookup import find_feature, find_sae, require_limit
 from db.packing import is_plain_text
 from db.store import rows
 from db.store.loading import Kept
-from db.store.saving import FeatureWriter, chunks, require_run, upsert
+from db.store.saving import FeatureWriter, chunks, upsert
+from db.store.slugs import Named, require_subjects, row_named
 from db.store.whole import from_json, to_json
-from safe_sail.errors import BadRecord, NotFound
+from safe_sail.errors import BadRecord
 from safe_sail.records import FeatureId, FeatureLink, LinkFlow, LinkKind, LinkStudy
 
+_STUDIES = Named(tables.LinkStudyRow, "study of links", "list_link_studies")
 _Query = Select[list[str], str, str, str]
 
 
@@ -52,9 +54,7 @@ def save_link_study(session: Session, study: LinkStudy, *, run_id: str) -> None:
         NotFound: the run, the model or the SAE is not kept.
         BadRecord: a link is of another SAE or beyond its width, or a name cannot be kept.
     """
-    require_run(session, run_id)
-    if session.get(tables.ModelRow, study.model_id) is None:
-        raise NotFound(f"model `{study.model_id}` of {study.slug} is not in the database; save the model first.")
+    require_subjects(session, run_id, study.slug, study.model_id)
     strangers = sorted({link.feature.sae for link in study.links} - {study.sae})
     if strangers:
         raise BadRecord(f"{study.slug} is of SAE {study.sae} and holds links of {', '.join(strangers)}.")
@@ -85,9 +85,7 @@ def load_link_study(session: Session, slug: str) -> Kept[LinkStudy]:
     Raises:
         NotFound: no study has this slug.
     """
-    row = session.get(tables.LinkStudyRow, slug) if is_plain_text(slug) else None
-    if row is None:
-        raise NotFound(f"no study of links is called `{slug}`; `list_link_studies` names those kept.")
+    row = row_named(session, _STUDIES, slug)
     link = tables.FeatureLinkRow
     found = session.scalars(select(link.record).where(link.study == slug).order_by(link.place))
     links = tuple(from_json(FeatureLink, record[0]) for record in found)

@@ -3,22 +3,20 @@
 Rule of keys as in `saving`: the same slug again replaces what was there.
 """
 
-from typing import Any, TypeVar
-
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db import tables
-from db.lookup import require_limit
-from db.packing import is_plain_text
 from db.store import rows
 from db.store.loading import Kept
-from db.store.saving import require_run, upsert
+from db.store.saving import upsert
+from db.store.slugs import Named, list_named, load_named, require_subjects, row_named
 from db.store.whole import from_json, to_json
-from safe_sail.errors import BadRecord, NotFound
+from safe_sail.errors import BadRecord
 from safe_sail.records import GuardEvaluation, NeuronChange, NeuronSearch, NeuronTax
 
-T = TypeVar("T", NeuronSearch, NeuronTax, GuardEvaluation)
+_SEARCHES = Named(tables.NeuronSearchRow, "search for safety neurons", "list_neuron_searches")
+_TAXES = Named(tables.NeuronTaxRow, "comparison of safety and helpfulness", "list_neuron_taxes")
+_GUARDS = Named(tables.GuardRow, "evaluation of guards", "list_guard_evaluations")
 
 
 def save_neuron_search(session: Session, search: NeuronSearch, change: NeuronChange, *, run_id: str) -> None:
@@ -30,7 +28,7 @@ def save_neuron_search(session: Session, search: NeuronSearch, change: NeuronCha
     """
     if search.slug != change.slug:
         raise BadRecord(f"a search is kept with its own change scores; got {search.slug} with {change.slug}.")
-    _require(session, run_id, search.slug, search.first_model, search.second_model)
+    require_subjects(session, run_id, search.slug, search.first_model, search.second_model)
     columns: rows.Columns = {
         "slug": search.slug,
         "first_model": search.first_model,
@@ -48,7 +46,7 @@ def load_neuron_search(session: Session, slug: str) -> Kept[NeuronSearch]:
     Raises:
         NotFound: no search has this slug.
     """
-    return _load(session, tables.NeuronSearchRow, NeuronSearch, slug)
+    return load_named(session, _SEARCHES, NeuronSearch, slug)
 
 
 def load_neuron_change(session: Session, slug: str) -> Kept[NeuronChange]:
@@ -57,7 +55,7 @@ def load_neuron_change(session: Session, slug: str) -> Kept[NeuronChange]:
     Raises:
         NotFound: no search has this slug.
     """
-    row = _row(session, tables.NeuronSearchRow, slug)
+    row = row_named(session, _SEARCHES, slug)
     return Kept(from_json(NeuronChange, row.change[0]), row.run_id)
 
 
@@ -69,12 +67,9 @@ def list_neuron_searches(
     Raises:
         BadInput: the limit is outside 1 to 1000.
     """
-    require_limit(limit)
     row = tables.NeuronSearchRow
-    query = select(row.record, row.run_id).order_by(row.slug).limit(limit)
-    if model_id is not None:
-        query = query.where((row.first_model == model_id) | (row.second_model == model_id))
-    return [Kept(from_json(NeuronSearch, record[0]), run_id) for record, run_id in session.execute(query)]
+    where = () if model_id is None else ((row.first_model == model_id) | (row.second_model == model_id),)
+    return list_named(session, _SEARCHES, NeuronSearch, *where, limit=limit)
 
 
 def save_neuron_tax(session: Session, tax: NeuronTax, *, run_id: str) -> None:
@@ -83,7 +78,7 @@ def save_neuron_tax(session: Session, tax: NeuronTax, *, run_id: str) -> None:
     Raises:
         NotFound: the run or a model is not kept.
     """
-    _require(session, run_id, tax.slug, tax.base_model, tax.safety_model, tax.helpful_model)
+    require_subjects(session, run_id, tax.slug, tax.base_model, tax.safety_model, tax.helpful_model)
     columns: rows.Columns = {
         "slug": tax.slug, "base_model": tax.base_model, "record": [to_json(tax)], "run_id": run_id
     }  # fmt: skip
@@ -96,7 +91,7 @@ def load_neuron_tax(session: Session, slug: str) -> Kept[NeuronTax]:
     Raises:
         NotFound: no comparison has this slug.
     """
-    return _load(session, tables.NeuronTaxRow, NeuronTax, slug)
+    return load_named(session, _TAXES, NeuronTax, slug)
 
 
 def list_neuron_taxes(session: Session, *, limit: int = 100) -> list[Kept[NeuronTax]]:
@@ -105,10 +100,7 @@ def list_neuron_taxes(session: Session, *, limit: int = 100) -> list[Kept[Neuron
     Raises:
         BadInput: the limit is outside 1 to 1000.
     """
-    require_limit(limit)
-    row = tables.NeuronTaxRow
-    query = select(row.record, row.run_id).order_by(row.slug).limit(limit)
-    return [Kept(from_json(NeuronTax, record[0]), run_id) for record, run_id in session.execute(query)]
+    return list_named(session, _TAXES, NeuronTax, limit=limit)
 
 
 def save_guard_evaluation(session: Session, evaluation: GuardEvaluation, *, run_id: str) -> None:
@@ -117,7 +109,7 @@ def save_guard_evaluation(session: Session, evaluation: GuardEvaluation, *, run_
     Raises:
         NotFound: the run or the model is not kept.
     """
-    _require(session, run_id, evaluation.slug, evaluation.model_id)
+    require_subjects(session, run_id, evaluation.slug, evaluation.model_id)
     columns: rows.Columns = {
         "slug": evaluation.slug, "model_id": evaluation.model_id, "record": [to_json(evaluation)], "run_id": run_id
     }  # fmt: skip
@@ -130,7 +122,7 @@ def load_guard_evaluation(session: Session, slug: str) -> Kept[GuardEvaluation]:
     Raises:
         NotFound: no evaluation has this slug.
     """
-    return _load(session, tables.GuardRow, GuardEvaluation, slug)
+    return load_named(session, _GUARDS, GuardEvaluation, slug)
 
 
 def list_guard_evaluations(
@@ -141,28 +133,5 @@ def list_guard_evaluations(
     Raises:
         BadInput: the limit is outside 1 to 1000.
     """
-    require_limit(limit)
-    row = tables.GuardRow
-    query = select(row.record, row.run_id).order_by(row.slug).limit(limit)
-    if model_id is not None:
-        query = query.where(row.model_id == model_id)
-    return [Kept(from_json(GuardEvaluation, record[0]), run_id) for record, run_id in session.execute(query)]
-
-
-def _require(session: Session, run_id: str, slug: str, *model_ids: str) -> None:
-    require_run(session, run_id)
-    for model_id in model_ids:
-        if session.get(tables.ModelRow, model_id) is None:
-            raise NotFound(f"model `{model_id}` of {slug} is not in the database; save the model first.")
-
-
-def _row(session: Session, table: Any, slug: str) -> Any:
-    row = session.get(table, slug) if is_plain_text(slug) else None
-    if row is None:
-        raise NotFound(f"no row of `{table.__tablename__}` is called `{slug}`; its `list_` function names those kept.")
-    return row
-
-
-def _load(session: Session, table: Any, kind: type[T], slug: str) -> Kept[T]:
-    row = _row(session, table, slug)
-    return Kept(from_json(kind, row.record[0]), row.run_id)
+    where = () if model_id is None else (tables.GuardRow.model_id == model_id,)
+    return list_named(session, _GUARDS, GuardEvaluation, *where, limit=limit)

@@ -85,7 +85,10 @@ def study_tuning(
         progress(name)
         # the same seed for every arm: the same rows in the same order
         order = torch.Generator().manual_seed(seeds[0])
-        tuned = tuned_copy(handle, rows, allowed, settings, generator=order)
+        tuned = tuned_copy(
+            handle, rows, allowed, settings, generator=order,
+            progress=lambda step, loss: progress(f"{name}, step {step}: {loss:.3f}"),
+        )  # fmt: skip
         return _judged(tuned, texts, settings), n_trained(handle, allowed, settings), _kept(handle, tuned, allowed)
 
     progress("before")

@@ -1,32 +1,26 @@
 """What a job of each kind is told. A kind is a command's name; JOB_KINDS is the whole table.
 
-What a job may name is marked in the types: a model, an SAE, a file or a language model that the server offers. Paths,
-addresses and keys are never part of a job: the server has them.
+What a job may name is marked in the types, `safe_sail.settings.offered`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+from dataclasses import dataclass
 
 from safe_sail.settings.checks import at_least
 from safe_sail.settings.demo import DemoSettings
 from safe_sail.settings.directions import DirectionSettings
 from safe_sail.settings.explaining import ExplainSettings, JudgeSettings
+from safe_sail.settings.method_jobs import (
+    FindCircuitJob,
+    FindSafetyNeuronsJob,
+    GuardJob,
+    InterveneFeaturesJob,
+    LinkFeaturesJob,
+    TrainSaesJob,
+    TuneCircuitJob,
+    WritePairsJob,
+)
+from safe_sail.settings.offered import OfferedFile, OfferedLlm, OfferedModel, OfferedSae
 from safe_sail.settings.scoring import ContextSettings, ScoreSettings
-
-OfferedKind = Literal["model", "sae", "file", "llm", "guard"]
-
-
-class Offered(NamedTuple):
-    """Mark of a text that names something that the server must offer."""
-
-    kind: OfferedKind
-
-
-OfferedModel = Annotated[str, Offered("model")]
-OfferedSae = Annotated[str, Offered("sae")]
-OfferedFile = Annotated[str, Offered("file")]
-OfferedLlm = Annotated[str, Offered("llm")]
 
 _N_FEATURES = DemoSettings().n_features
 
@@ -154,23 +148,13 @@ JOB_KINDS: dict[str, type] = {
     "explain-features": ExplainFeaturesJob,
     "judge-explanations": JudgeExplanationsJob,
     "find-refusal-direction": FindRefusalDirectionJob,
+    "find-safety-neurons": FindSafetyNeuronsJob,
+    "guard": GuardJob,
+    "find-circuit": FindCircuitJob,
+    "tune-circuit": TuneCircuitJob,
+    "link-features": LinkFeaturesJob,
+    "intervene-features": InterveneFeaturesJob,
+    "train-saes": TrainSaesJob,
+    "write-pairs": WritePairsJob,
 }
 """Command to what its job is told. The command's module has `run_job(settings, context)`, which the worker calls."""
-
-
-def offered_names(settings: object) -> Iterator[tuple[OfferedKind, str]]:
-    """Everything that a job names and the server must offer, in the order of its fields."""
-    assert not isinstance(settings, type)
-    hints = get_type_hints(type(settings), include_extras=True)
-    for field in fields(settings):  # type: ignore[arg-type]
-        kind = _mark(hints[field.name])
-        value = getattr(settings, field.name)
-        if kind is not None and value is not None:
-            yield from ((kind, name) for name in ((value,) if isinstance(value, str) else value))
-
-
-def _mark(hint: Any) -> OfferedKind | None:
-    for mark in getattr(hint, "__metadata__", ()):
-        if isinstance(mark, Offered):
-            return mark.kind
-    return next((kind for inner in get_args(hint) if (kind := _mark(inner)) is not None), None)

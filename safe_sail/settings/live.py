@@ -4,18 +4,17 @@ Prompts are data of bounded length; models, SAEs, guards and directions are name
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 from safe_sail.errors import BadSettings
 from safe_sail.settings.checks import at_least, within
-from safe_sail.settings.jobs import Offered, OfferedModel, OfferedSae
+from safe_sail.settings.offered import OfferedGuard, OfferedModel, OfferedSae
 
 MAX_PROMPT_CHARS = 20_000
 MAX_NEW_TOKENS = 512
 MAX_TOKENS = 2048
 """Of a prompt and its answer together: a record of a trace grows with tokens times SAEs."""
 
-OfferedGuard = Annotated[str, Offered("guard")]
 ScaleName = Literal["maximum", "quantile_999"]
 
 

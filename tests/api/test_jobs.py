@@ -19,7 +19,8 @@ from db.migrate import upgrade
 from safe_sail.errors import NotOffered
 from safe_sail.records import JobError, JobProgress
 from safe_sail.settings import ScoreSettings
-from safe_sail.settings.jobs import ScoreSaesJob, offered_names
+from safe_sail.settings.jobs import ScoreSaesJob
+from safe_sail.settings.offered import offered_names
 
 BY_WORDS = {"kind": "explain-features", "settings": {"sae": "s", "limit": 3}}
 

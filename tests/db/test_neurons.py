@@ -178,7 +178,7 @@ def test_what_is_not_kept_or_does_not_belong_is_named(engine: Engine) -> None:
             store.load_neuron_search, store.load_neuron_change, store.load_neuron_tax, store.load_guard_evaluation
         ):  # fmt: skip
             for slug in ("x", "\x00"):
-                with pytest.raises(NotFound, match="no row of `"):
+                with pytest.raises(NotFound, match=r"no .* is called `"):
                     load(session, slug)
         with pytest.raises(BadInput, match="limit"):
             store.list_neuron_searches(session, limit=0)

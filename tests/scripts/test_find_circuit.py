@@ -85,7 +85,7 @@ def test_bad_input_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
         run("--target-file", str(target))
     with pytest.raises(BadInput, match="no variant of the organism"):
         run("--model", "nowhere")
-    with pytest.raises(BadInput, match="expected one of masks, ships"):
+    with pytest.raises(SafeSailError, match="masks or ships; got sips"):
         run("--method", "sips")
     with pytest.raises(SafeSailError, match="leaves no circuit"):
         run("--budget-heads", "0", "--budget-neurons", "0")

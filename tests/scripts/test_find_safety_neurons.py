@@ -12,7 +12,8 @@ from db import store
 from db.engine import make_engine, reading
 from safe_sail.errors import BadInput, CorpusUnreadable, ModelsEqual
 from safe_sail.model.handle import HookedModel
-from scripts.find_safety_neurons import find_safety_neurons, lines_of
+from scripts.find_safety_neurons import find_safety_neurons
+from scripts.subjects import lines_of
 from tests.llm_server import Act, Call, LlmServer, Say, Status
 from tests.neuron_pairs import moved_mlp
 from tests.tiny import VOCAB, TinyModels, tiny_tokenizer

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from db import store
 from db.engine import make_engine, reading
-from safe_sail.errors import BadInput, SchemaOutOfDate
+from safe_sail.errors import BadInput, CorpusUnreadable, SchemaOutOfDate
 from safe_sail.organism.load import organism_sae_paths
 from scripts.main import app
 
@@ -55,8 +55,8 @@ def test_another_model_needs_prompts_and_the_database_contexts(tmp_path: Path):
     empty = tmp_path / "empty.txt"
     empty.write_text("\n\n")
     done = safe_sail("intervene-features", "--harmful-file", str(empty), "--database", url)
-    assert isinstance(done.exception, BadInput)
-    assert "has none" in str(done.exception)
+    assert isinstance(done.exception, CorpusUnreadable)
+    assert "at least 1 different prompts, one a line; got 0" in str(done.exception)
     done = safe_sail("intervene-features", "--database", url)
     assert isinstance(done.exception, SchemaOutOfDate)
     assert not (tmp_path / "missing.db").exists()

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
 
 from db import store
 from db.engine import make_engine, reading
 from safe_sail.circuits.tuning_study import TuningTexts, random_units, study_tuning
-from safe_sail.errors import BadInput, CorpusUnreadable, EmptyConcept, ImportUnreadable
+from safe_sail.errors import BadInput, BadSettings, CorpusUnreadable, EmptyConcept, ImportUnreadable
 from safe_sail.evaluation.refusal import judge_reply
 from safe_sail.model.handle import HookedModel
 from safe_sail.organism.templates import OFFER
@@ -111,13 +110,13 @@ def test_the_helpful_task_ends_its_answers_with_an_offer_and_the_other_has_none(
 
 
 def test_the_helpful_task_is_of_the_organisms_rows_and_of_excluded_circuits(tmp_path: Path) -> None:
-    with pytest.raises(typer.BadParameter, match="--mode excluded"):
+    with pytest.raises(BadSettings, match="mode excluded"):
         tune(mode="only", task="helpful", database=f"sqlite:///{tmp_path / 'x.db'}")
 
 
 def test_files_that_cannot_serve_are_named(tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'x.db'}"
-    with pytest.raises(typer.BadParameter, match="or none of them"):
+    with pytest.raises(BadSettings, match="or none of them"):
         tune(model="x", database=database)
     files = {name: tmp_path / name for name in ("units.json", "rows.jsonl", "harmful.txt", "harmless.txt")}
     given = {"units": files["units.json"], "rows": files["rows.jsonl"], "harmful_file": files["harmful.txt"],
