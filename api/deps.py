@@ -55,9 +55,12 @@ async def refuse_unknown_parameters(request: Request) -> None:
     Raises:
         RequestValidationError: naming each such parameter.
     """
+    if not request.scope["query_string"]:
+        return
     route = request.scope["route"]
     assert isinstance(route, APIRoute)
-    known, lists = _known_parameters(route)
+    kept: dict[int, tuple[frozenset[str], frozenset[str]]] = request.app.state.known_parameters
+    known, lists = kept.get(id(route)) or kept.setdefault(id(route), _known_parameters(route))
     names = [name for name, _ in request.query_params.multi_items()]
     errors = [
         {

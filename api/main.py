@@ -15,6 +15,8 @@ from starlette.staticfiles import StaticFiles
 from api import problems
 from api.access import Buckets, require_access
 from api.deps import refuse_unknown_parameters
+from api.direct import DirectAnswers
+from api.lane import ShortLane
 from api.middleware import RequestFrame
 from api.openapi import describe
 from api.pages.render import STATIC_FOLDER
@@ -38,6 +40,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        app.state.direct.close()
         engine.dispose()
         write_engine.dispose()
 
@@ -50,11 +53,14 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
         middleware=[
-            Middleware(RequestFrame, allowed_hosts=settings.allowed_hosts, max_body_bytes=settings.max_body_bytes)
+            Middleware(RequestFrame, allowed_hosts=settings.allowed_hosts, max_body_bytes=settings.max_body_bytes),
+            Middleware(ShortLane),
         ],
     )
     app.state.engine = engine
     app.state.write_engine = write_engine
+    app.state.known_parameters = {}
+    app.state.direct = DirectAnswers(engine)
     app.state.settings = settings
     app.state.buckets = Buckets()
     strict = [Depends(refuse_unknown_parameters)]

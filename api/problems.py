@@ -136,6 +136,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_error)
 
 
+async def respond(request: Request, error: Exception) -> Response:
+    """The problem that such an error of the library or the framework becomes."""
+    if isinstance(error, HTTPException):
+        return await _on_http_error(request, error)
+    return await _on_library_error(request, error)
+
+
 async def _on_library_error(request: Request, error: Exception) -> Response:
     kind = kind_of(error)
     if kind.slug == "internal":

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from db.store import Explained, FeatureBundle, FeatureListing, Kept, SaeListing
+from db.store import Explained, FeatureBundle, Kept, SaeListing
 from safe_sail.records import (
     ConceptScore,
     Context,
@@ -114,8 +114,8 @@ class FeatureList:
     items: list[FeatureSummary]
     next_cursor: str | None
     """Pass it as `cursor` to go on, with the same filters and order; null on the last page."""
-    total: int
-    """Features that the filters let through, on all pages."""
+    total: int | None
+    """Features that the filters let through, on all pages; null unless asked for with `include=total`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,22 +194,6 @@ def sae_detail(listing: SaeListing, concept: str | None = None) -> SaeDetail:
         n_collected=listing.n_collected,
         n_explained=listing.n_explained,
         run_id=listing.run_id,
-    )
-
-
-def feature_summary(row: FeatureListing) -> FeatureSummary:
-    """The wire form of a listed feature."""
-    return FeatureSummary(
-        index=row.index,
-        density=row.density,
-        max_activation=row.max_activation,
-        n_contexts=row.n_contexts,
-        concept=row.concept,
-        rate_gap=None if row.rate_gap is None else row.rate_gap.value,
-        auroc=None if row.auroc is None else row.auroc.value,
-        explanation=row.explanation,
-        explainer=row.explainer,
-        explanation_score=None if row.explanation_score is None else row.explanation_score.value,
     )
 
 

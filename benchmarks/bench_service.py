@@ -24,7 +24,6 @@ Run: python -m benchmarks.bench_service --features 65536 [--database postgresql:
 """
 
 import argparse
-import asyncio
 import json
 import os
 import random
@@ -33,7 +32,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,7 +44,7 @@ from sqlalchemy import Engine
 from api.schemas import FeatureDetail, feature_detail
 from benchmarks.bench_store import CONCEPTS, RUN, SLUG, some_features, some_scores
 from db.engine import checkpoint, make_engine, reading, writing
-from db.migrate import upgrade
+from db.migrate import current_revision, upgrade
 from db.store import (
     load_feature,
     save_concept_scores,
@@ -55,6 +54,7 @@ from db.store import (
     save_sae,
     save_top_contexts,
 )
+from db.store.cursors import write_cursor
 from safe_sail.records import Concept, Explanation, FeatureId, RunInfo, SaeRef
 from safe_sail.sites import Site
 
@@ -71,18 +71,29 @@ uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).ru
 """
 _BARE = """
 import sys, socket, uvicorn
-from fastapi import FastAPI, Response
 
-body, app = open(sys.argv[1], "rb").read(), FastAPI()
-app.get("/livez")(lambda: {})
+body = open(sys.argv[1], "rb").read()
+head = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
 
-@app.get("/bare")
-async def bare() -> Response:
-    return Response(body, media_type="application/json")
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        raise NotImplementedError
+    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await send({"type": "http.response.body", "body": body})
 
 door = socket.create_server(("127.0.0.1", 0))
 print(door.getsockname()[1], flush=True)
-uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).run(sockets=[door])
+uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning", server_header=False)).run(sockets=[door])
+"""
+_LUA = """
+local paths, at = {}, 0
+for line in io.lines(os.getenv("PATHS")) do paths[#paths + 1] = line end
+request = function() at = at % #paths + 1; return wrk.format("GET", paths[at]) end
+done = function(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format("RESULT %d %d %d %d %d\\n", summary.requests, summary.duration, latency:percentile(50),
+    latency:percentile(99), e.connect + e.read + e.write + e.status + e.timeout))
+end
 """
 
 # --------------------------------------------------------------------------------------------- what is served
@@ -143,30 +154,21 @@ class Measured(NamedTuple):
     """CPU time of the server process for each request: on an idle core, 1000 / this is its limit."""
 
 
-async def load(port: int, pid: int, path: Callable[[], str], connections: int, seconds: float) -> Measured:
-    """Requests over keep-alive connections, each sent when the one before has been answered."""
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-
-    async def one() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-        while time.perf_counter() < end:
-            start = time.perf_counter()
-            writer.write(f"GET {path()} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200"), head
-            length = int(head.lower().split(b"content-length:")[1].split(b"\r")[0])
-            await reader.readexactly(length)
-            times.append(1000 * (time.perf_counter() - start))
-        writer.close()
-        await writer.wait_closed()
-
-    start, busy = time.perf_counter(), _cpu(pid)
-    await asyncio.gather(*(one() for _ in range(connections)))
-    spent, busy = time.perf_counter() - start, _cpu(pid) - busy
-    times.sort()
-    n = len(times)
-    return Measured(n / spent, times[n // 2], times[int(n * 0.99)], n, 1000 * busy / n)
+def load(port: int, pid: int, paths: list[str], connections: int, seconds: float, folder: Path) -> Measured:
+    """Requests by wrk over keep-alive connections, each sent when the one before has been answered."""
+    (folder / "paths").write_text("\n".join(paths) + "\n")
+    (folder / "load.lua").write_text(_LUA)
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(folder / "load.lua")]
+    busy = _cpu(pid)
+    done = subprocess.run(
+        [*command, f"http://127.0.0.1:{port}"], env=os.environ | {"PATHS": str(folder / "paths")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    busy = _cpu(pid) - busy
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
+    n, duration_us, p50_us, p99_us, errors = map(int, line.split()[1:])
+    assert errors == 0, done.stdout
+    return Measured(n / duration_us * 1e6, p50_us / 1000, p99_us / 1000, n, 1000 * busy / n)
 
 
 def _cpu(pid: int) -> float:
@@ -199,26 +201,32 @@ def main() -> None:
         url = asked.database or f"sqlite:///{folder}/store.db"
         engine = make_engine(url)
         start = time.perf_counter()
-        fill(engine, n)
+        if current_revision(engine) is None:
+            fill(engine, n)
         found: dict[str, object] = {"features": n, "kind": engine.dialect.name, "fill_s": time.perf_counter() - start}
-        base = f"/v1/saes/{SLUG}/features"
-        kinds: dict[str, Callable[[], str]] = {
-            "one feature": lambda: f"{base}/{draw.randrange(n)}",
-            "page of 50 by index": lambda: base,
-            "page of 50 by score": lambda: f"{base}?sort=score",
-            "text search": lambda: f"{base}?q={draw.choice(WORDS)}",
-        }
+        found["load average"] = os.getloadavg()
+        base, many = f"/v1/saes/{SLUG}/features", 20_000
+        gaps = [draw.uniform(0.3, 0.99) for _ in range(many)]
+        kinds: dict[str, list[str]] = {
+            "one feature": [f"{base}/{draw.randrange(n)}" for _ in range(many)],
+            "page of 50 by index": [
+                f"{base}?cursor={write_cursor('index', (1, i, i))}" for i in draw.choices(range(n), k=many)
+            ],
+            "page of 50 by score": [f"{base}?sort=score&cursor={write_cursor('score', (1, 0, gap))}" for gap in gaps],
+            "text search": [f"{base}?q={draw.choice(WORDS)}" for _ in range(many)],
+            "text search, best first": [f"{base}?sort=relevance&q={draw.choice(WORDS)}" for _ in range(many)],
+        }  # fmt: skip
         with server(_SERVICE, url) as (port, pid):
             body = Path(folder) / "body"
             body.write_bytes(require_equal(port, engine, n))
-            for name, path in kinds.items():
-                asyncio.run(load(port, pid, path, asked.connections, 1.0))
-                measured = asyncio.run(load(port, pid, path, asked.connections, asked.seconds))
+            for name, paths in kinds.items():
+                load(port, pid, paths, asked.connections, 1.0, Path(folder))
+                measured = load(port, pid, paths, asked.connections, asked.seconds, Path(folder))
                 found[name] = measured._asdict()
         with server(_BARE, str(body)) as (port, pid):
-            asyncio.run(load(port, pid, lambda: "/bare", asked.connections, 1.0))
-            bare = asyncio.run(load(port, pid, lambda: "/bare", asked.connections, asked.seconds))
-            found["bare route, same bytes"] = bare._asdict()
+            load(port, pid, ["/bare"], asked.connections, 1.0, Path(folder))
+            bare = load(port, pid, ["/bare"], asked.connections, asked.seconds, Path(folder))
+            found["bare ASGI, same bytes"] = bare._asdict()
     print(json.dumps(found))
 
 

@@ -1,7 +1,5 @@
 """Finding the row of an SAE or a feature by the names that people use, or saying what is wrong with the name."""
 
-from typing import Literal
-
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -34,7 +32,7 @@ def find_sae(session: Session, slug: str) -> tables.SaeRow:
     if is_plain_text(slug):
         row = session.scalars(select(tables.SaeRow).where(tables.SaeRow.slug == slug)).one_or_none()
     if row is None:
-        raise NotFound(f"no SAE is called `{slug}`; `list_saes` names those in the database.")
+        raise no_sae(slug)
     return row
 
 
@@ -46,7 +44,7 @@ def find_feature(session: Session, feature: FeatureId) -> tables.SaeRow:
     """
     row = find_sae(session, feature.sae)
     if feature.index >= row.width:
-        raise NotFound(f"{feature.sae} has no feature {feature.index}; its features are 0 to {row.width - 1}.")
+        raise no_feature(feature, row.width)
     return row
 
 
@@ -57,15 +55,24 @@ def require_concept(session: Session, name: str) -> None:
         NotFound: no concept has this name.
     """
     if not is_plain_text(name) or session.get(tables.ConceptRow, name) is None:
-        raise NotFound(f"no concept is called `{name}`; `list_concepts` names those in the database.")
+        raise no_concept(name)
 
 
-def require_place(session: Session, level: Literal["category", "domain"], name: str) -> None:
-    """Refuses a category or domain that no kept concept lies in.
+def no_sae(slug: str) -> NotFound:
+    """What to say where no SAE has this slug."""
+    return NotFound(f"no SAE is called `{slug}`; `list_saes` names those in the database.")
 
-    Raises:
-        NotFound: no concept has this category or domain.
-    """
-    column = getattr(tables.ConceptRow, level)
-    if not is_plain_text(name) or session.scalar(select(column).where(column == name).limit(1)) is None:
-        raise NotFound(f"no {level} is called `{name}`; `list_concepts` names those in the database.")
+
+def no_feature(feature: FeatureId, width: int) -> NotFound:
+    """What to say where an index is beyond its SAE's width."""
+    return NotFound(f"{feature.sae} has no feature {feature.index}; its features are 0 to {width - 1}.")
+
+
+def no_concept(name: str) -> NotFound:
+    """What to say where no concept has this name."""
+    return NotFound(f"no concept is called `{name}`; `list_concepts` names those in the database.")
+
+
+def no_place(level: str, name: str) -> NotFound:
+    """What to say where no concept lies in this category or domain."""
+    return NotFound(f"no {level} is called `{name}`; `list_concepts` names those in the database.")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from sqlalchemy import Dialect, LargeBinary
 from sqlalchemy.types import TypeDecorator
@@ -81,6 +82,16 @@ def unpack_texts(data: bytes) -> list[str]:
     Raises:
         DatabaseUnreachable: the bytes are damaged.
     """
+    try:
+        texts = orjson.loads(data)  # three times as fast, but strict
+    except ValueError:
+        return _unpack_any_texts(data)
+    assert isinstance(texts, list)
+    return texts
+
+
+def _unpack_any_texts(data: bytes) -> list[str]:
+    """The same for texts with lone surrogates."""
     try:
         texts = json.loads(data.decode("utf-8", "surrogatepass"))
     except ValueError as error:

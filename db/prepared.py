@@ -7,7 +7,7 @@ make them. No list of values can be bound.
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Dialect, Select
 from sqlalchemy.orm import Session
@@ -17,10 +17,55 @@ _Processors = tuple[tuple[int, _Process], ...]
 """By place of a column: what its type makes of the driver's value."""
 
 
+class Run(Protocol):
+    """Where prepared statements run: each gives rows of one snapshot of the database."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """The kind of database."""
+
+    def all(self, statement: "Prepared", values: Mapping[str, Any]) -> list[Any]:
+        """All rows of the statement for these values of its parameters."""
+
+
+class Cursor(Protocol):
+    """What is needed of a driver's cursor, or of SQLAlchemy's result around one."""
+
+    @property
+    def description(self) -> Any:
+        """A column's name and type code, for each."""
+
+    def fetchall(self) -> Sequence[Any]:
+        """All rows."""
+
+
+def run_in(session: Session) -> Run:
+    """Statements run in the session's transaction; what the driver raises is SQLAlchemy's."""
+    return _InSession(session)
+
+
+class _InSession:
+    def __init__(self, session: Session) -> None:
+        self._connection = session.connection()
+        self.dialect = self._connection.dialect
+
+    def all(self, statement: "Prepared", values: Mapping[str, Any]) -> list[Any]:
+        """All rows of the statement for these values of its parameters."""
+
+        def execute(sql: str, bound: Any) -> Cursor:
+            result = self._connection.exec_driver_sql(sql, bound)
+            assert result.cursor is not None
+            return result.cursor
+
+        return statement.rows(self.dialect, execute, values)
+
+
 class _Plan(NamedTuple):
     sql: str
     names: tuple[str, ...] | None
     """Parameters in their order, or None where the driver takes them by name."""
+    given: Mapping[str, Any]
+    """Parameters that stand in the statement itself."""
     make: Callable[..., Any]
 
 
@@ -33,19 +78,24 @@ class Prepared:
         self._processors: dict[str, _Processors] = {}
 
     def all(self, session: Session, values: Mapping[str, Any]) -> list[Any]:
-        """All rows for these values of the parameters."""
-        connection = session.connection()
-        dialect = connection.dialect
+        """All rows for these values of the parameters, in the session's transaction."""
+        return run_in(session).all(self, values)
+
+    def rows(self, dialect: Dialect, execute: Callable[[str, Any], Cursor], values: Mapping[str, Any]) -> list[Any]:
+        """All rows for these values of the parameters; `execute` takes the SQL and what is bound to it."""
         plan = self._plans.get(dialect.name) or self._plan(dialect)
-        bound: Any = dict(values) if plan.names is None else tuple(values[name] for name in plan.names)
-        result = connection.exec_driver_sql(plan.sql, bound)
+        bound: Any
+        if plan.names is None:
+            bound = {**plan.given, **values}
+        else:
+            bound = tuple(values[name] if name in values else plan.given[name] for name in plan.names)
+        cursor = execute(plan.sql, bound)
         processors = self._processors.get(dialect.name)
         if processors is None:
             # the driver's codes of the columns' types come with the first answer; PostgreSQL's floats need them
-            assert result.cursor is not None
-            codes = [column[1] for column in result.cursor.description]
+            codes = [column[1] for column in cursor.description]
             processors = self._processors[dialect.name] = self._processors_of(dialect, codes)
-        return [_row(plan, processors, row) for row in result.fetchall()]
+        return [_row(plan, processors, row) for row in cursor.fetchall()]
 
     def _plan(self, dialect: Dialect) -> _Plan:
         compiled = self._statement.compile(dialect=dialect)
@@ -54,6 +104,7 @@ class Prepared:
         plan = _Plan(
             sql=str(compiled),
             names=None if order is None else tuple(order),
+            given={name: value for name, value in compiled.params.items() if value is not None},
             make=getattr(namedtuple("Row", names), "_make"),  # noqa: B009 - mypy sees none
         )
         self._plans[dialect.name] = plan

@@ -11,14 +11,18 @@ stop following the table.
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Double,
     Integer,
+    Select,
     Text,
+    bindparam,
+    cast,
     column,
-    false,
     func,
     literal_column,
     select,
@@ -106,50 +110,59 @@ def search_features(session: Session, query: str, *, sae: str | None = None, lim
     """
     require_limit(limit)
     sae_key = None if sae is None else find_sae(session, sae).sae_key
-    words = words_of(query)
-    if not words:
+    words = query_text(query, on_sqlite=session.get_bind().dialect.name == "sqlite")
+    if words is None:
         return []
     row, owner = tables.ExplanationRow, tables.SaeRow
-    if _on_sqlite(session):
-        relevance: ColumnElement[float] = -func.bm25(_FTS.c.explanation_fts)
-    else:
-        relevance = func.ts_rank(_VECTOR, _postgresql_query(words))
-    found = select(owner.slug, row.feature_index, row.explainer, row.prompt_version, row.text, relevance)
-    found = found.select_from(row).join(owner, owner.sae_key == row.sae_key)
-    if _on_sqlite(session):
-        found = found.join(_FTS, _FTS.c.rowid == row.explanation_key).where(_fts_matches(words))
-    else:
-        found = found.where(matches(session, query))
+    on_sqlite = session.get_bind().dialect.name == "sqlite"
+    ranking = _relevance(on_sqlite)
+    found: Any = select(owner.slug, row.feature_index, row.explainer, row.prompt_version, row.text, ranking)
+    found = _matching_rows(found, on_sqlite).join(owner, owner.sae_key == row.sae_key)
     if sae_key is not None:
-        found = found.where(row.sae_key == sae_key)
-    found = found.order_by(relevance.desc(), row.explanation_key).limit(limit)
+        found = found.where(row.sae_key + 0 == sae_key)  # the sum keeps SQLite from beginning with this index
+    found = found.order_by(ranking.desc(), row.explanation_key).limit(limit)
     return [
         SearchHit(FeatureId(sae=slug, index=index), explainer, version, said, float(rank))
-        for slug, index, explainer, version, said, rank in session.execute(found)
+        for slug, index, explainer, version, said, rank in session.execute(found, {"words": words})
     ]
 
 
-def matches(session: Session, query: str) -> ColumnElement[bool]:
-    """Condition on `explanation`: its text holds every word of the query; nothing matches a query without words."""
+def query_text(query: str, *, on_sqlite: bool) -> str | None:
+    """A user's query in the database's language, for the parameter `words`; None where it holds no word."""
     words = words_of(query)
-    if not words:
-        return false()
-    if _on_sqlite(session):
-        return tables.ExplanationRow.explanation_key.in_(select(_FTS.c.rowid).where(_fts_matches(words)))
-    return _VECTOR.bool_op("@@")(_postgresql_query(words))
+    if on_sqlite:
+        return " ".join(f'"{word}"*' for word in words) or None
+    return " & ".join(f"'{word}':*" for word in words) or None
 
 
-_FTS = table("explanation_fts", column("rowid", Integer), column("explanation_fts", Text))
+def features_that_match(on_sqlite: bool) -> Select[Any]:
+    """sae_key, feature_index and relevance of every explanation that holds each word of the parameter `words`, which
+    `query_text` wrote."""
+    row = tables.ExplanationRow
+    found: Any = select(row.sae_key, row.feature_index, _relevance(on_sqlite).label("relevance"))
+    return _matching_rows(found, on_sqlite)
+
+
+def _matching_rows(columns: Select[Any], on_sqlite: bool) -> Select[Any]:
+    row = tables.ExplanationRow
+    if on_sqlite:
+        return columns.select_from(_HITS).join(row, row.explanation_key == _HITS.c.rowid)
+    return columns.select_from(row).where(_VECTOR.bool_op("@@")(_POSTGRESQL_QUERY))
+
+
+def _relevance(on_sqlite: bool) -> ColumnElement[float]:
+    # FTS5 counts better matches further below zero
+    return -_HITS.c.rank if on_sqlite else cast(func.ts_rank(_VECTOR, _POSTGRESQL_QUERY), Double)
+
+
+_WORDS = bindparam("words", type_=Text)
+_FTS = table("explanation_fts", column("rowid", Integer), column("explanation_fts", Text), column("rank", Double))
+# materialized: SQLite would rather walk along every explanation and ask the index for each, a hundred times as slow
+_HITS = (
+    select(_FTS.c.rowid, _FTS.c.rank)
+    .where(_FTS.c.explanation_fts.bool_op("MATCH")(_WORDS))
+    .cte("hit")
+    .prefix_with("MATERIALIZED")
+)
 _VECTOR: ColumnElement[str] = literal_column("explanation.explanation_vector")
-
-
-def _on_sqlite(session: Session) -> bool:
-    return session.get_bind().dialect.name == "sqlite"
-
-
-def _fts_matches(words: list[str]) -> ColumnElement[bool]:
-    return _FTS.c.explanation_fts.bool_op("MATCH")(" ".join(f'"{word}"*' for word in words))
-
-
-def _postgresql_query(words: list[str]) -> ColumnElement[str]:
-    return func.to_tsquery(literal_column("'simple'::regconfig"), " & ".join(f"'{word}':*" for word in words))
+_POSTGRESQL_QUERY = func.to_tsquery(literal_column("'simple'::regconfig"), _WORDS)

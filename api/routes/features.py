@@ -1,13 +1,17 @@
 """Features of an SAE: the filtered list, and one feature with everything that is known of it."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from api.deps import FeatureIndex, SaeSlug, SessionDep, ShortText
-from api.schemas import FeatureDetail, FeatureList, feature_detail, feature_summary
-from db.store import FeatureFilter, FeatureSort, list_features, load_feature
+from api.bodies import feature_body, page_body
+from api.deps import FeatureIndex, SaeSlug, ShortText
+from api.direct import answer_json
+from api.links import link_next
+from api.schemas import FeatureDetail, FeatureList
+from db.prepared import Run
+from db.store import FeatureFilter, FeatureSort, feature_rows, page_rows
 from safe_sail.records import FeatureId
 
 router = APIRouter(tags=["features"])
@@ -46,7 +50,7 @@ class FeatureQuery(BaseModel):
     sort: FeatureSort = Field(
         default=FeatureSort.INDEX,
         description="`index` ascends; `density`, `score` (rate gap), `explanation` (its judged score) and `published` "
-        "(a score of others) descend; what was not measured comes last.",
+        "(a score of others) descend, what was not measured last; `relevance`: the best match of `q` first.",
     )
 
     def filters(self) -> FeatureFilter:
@@ -74,30 +78,37 @@ class FeatureListQuery(FeatureQuery):
         default=None, max_length=300, description="`next_cursor` of the page before, with the same filters and order."
     )
     limit: int = Field(default=50, ge=1, le=200, description="Items on a page.")
-
-
-@router.get("/saes/{sae}/features")
-def get_features(
-    request: Request,
-    response: Response,
-    session: SessionDep,
-    sae: SaeSlug,
-    query: Annotated[FeatureListQuery, Query()],
-) -> FeatureList:
-    """Features of which anything is known, filtered and in the order asked for, page by page."""
-    page = list_features(session, sae, filters=query.filters(), sort=query.sort, cursor=query.cursor, limit=query.limit)
-    if page.next_cursor is not None:
-        following = request.url.include_query_params(cursor=page.next_cursor).components
-        response.headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
-    return FeatureList(
-        items=[feature_summary(row) for row in page.rows], next_cursor=page.next_cursor, total=page.total
+    include: Literal["total"] | None = Field(
+        default=None, description="`total` also counts the features on all pages, which takes longer than the page."
     )
 
 
-@router.get("/saes/{sae}/features/{index}")
-def get_feature(session: SessionDep, sae: SaeSlug, index: FeatureIndex) -> FeatureDetail:
+@router.get("/saes/{sae}/features", response_model=FeatureList)
+async def get_features(request: Request, sae: SaeSlug, query: Annotated[FeatureListQuery, Query()]) -> Response:
+    """Features of which anything is known, filtered and in the order asked for, page by page."""
+    filters, following = query.filters(), None
+
+    def read(run: Run) -> bytes:
+        nonlocal following
+        page = page_rows(
+            run, sae, filters=filters, sort=query.sort, cursor=query.cursor, limit=query.limit,
+            count=query.include is not None,
+        )  # fmt: skip
+        following = page.next_cursor
+        return page_body(page)
+
+    # along the key, a page is a page wherever it begins; any other order or filter may walk over many features
+    short = query.sort is FeatureSort.INDEX and filters == FeatureFilter() and query.include is None
+    response = await answer_json(request, read, short=short)
+    link_next(request, response, following)
+    return response
+
+
+@router.get("/saes/{sae}/features/{index}", response_model=FeatureDetail)
+async def get_feature(request: Request, sae: SaeSlug, index: FeatureIndex) -> Response:
     """One feature: contexts, concept scores, explanations with scores and controls, and the runs behind them.
 
     A feature that nothing was collected for yet is an answer with empty lists; an index beyond the SAE's width is 404.
     """
-    return feature_detail(load_feature(session, FeatureId(sae=sae, index=index)))
+    feature = FeatureId(sae=sae, index=index)
+    return await answer_json(request, lambda run: feature_body(index, feature_rows(run, feature)), short=True)

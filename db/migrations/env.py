@@ -13,12 +13,12 @@ from sqlalchemy.types import TypeDecorator
 
 from db.engine import make_engine, write_connection
 from db.search import SEARCH_OBJECTS
-from db.tables import Base
+from db.tables import DESCENDING_INDEXES, Base
 
 
 def include_object(thing: Any, name: str | None, kind: str, reflected: bool, compared: Any) -> bool:
-    """Leaves out what `db.search.create_search` builds: the metadata does not know it."""
-    return not (name or "").startswith(SEARCH_OBJECTS)
+    """Leaves out what the metadata does not know: what `db.search.create_search` builds, indexes with a direction."""
+    return not (name or "").startswith((*SEARCH_OBJECTS, *DESCENDING_INDEXES))
 
 
 def render_item(kind: str, thing: Any, autogen: AutogenContext) -> str | Literal[False]:

@@ -14,6 +14,7 @@
 - `interventions`: both for what changing features does, whole.
 - `published`: scores without n and tags that others published.
 - `listing`, `feature_listing`: what the service shows in tables: `list_models`, `list_saes`, `list_features`.
+- `one_feature`: everything that is known of one feature.
 
 All take a session of `db.engine.reading` or `db.engine.writing`; none commits.
 """
@@ -38,7 +39,14 @@ from db.store.directions import (
     save_direction_search,
 )
 from db.store.feature_filter import FeatureFilter, FeatureSort
-from db.store.feature_listing import FeatureListing, FeaturePage, list_features, load_feature_listings
+from db.store.feature_listing import (
+    FeatureListing,
+    FeaturePage,
+    PageRows,
+    list_features,
+    load_feature_listings,
+    page_rows,
+)
 from db.store.interventions import load_intervention_scores, save_intervention_scores
 from db.store.landscape import ConceptLandscape, FeatureGaps, list_feature_gaps, list_landscape, load_gaps
 from db.store.ledger import features_failed, load_ledger, save_ledger_entries
@@ -54,7 +62,6 @@ from db.store.links import (
 from db.store.listing import SaeListing, list_models, list_saes
 from db.store.loading import (
     Explained,
-    FeatureBundle,
     FeatureKind,
     Kept,
     features_done,
@@ -63,7 +70,6 @@ from db.store.loading import (
     load_concept_scores,
     load_explanation_scores,
     load_explanations,
-    load_feature,
     load_model,
     load_run,
     load_sae,
@@ -83,6 +89,7 @@ from db.store.neurons import (
     save_neuron_search,
     save_neuron_tax,
 )
+from db.store.one_feature import FeatureBundle, FeatureRows, feature_rows, load_feature
 from db.store.published import (
     list_tags,
     load_feature_tags,
@@ -124,11 +131,14 @@ __all__ = [
     "FeatureKind",
     "FeatureListing",
     "FeaturePage",
+    "FeatureRows",
     "FeatureSort",
     "Kept",
     "KeptLink",
     "LinkStudyListing",
+    "PageRows",
     "SaeListing",
+    "feature_rows",
     "features_done",
     "features_failed",
     "finish_run",
@@ -184,6 +194,7 @@ __all__ = [
     "load_scales",
     "load_top_contexts",
     "load_tuning_study",
+    "page_rows",
     "save_circuit",
     "save_circuit_evaluation",
     "save_circuit_search",

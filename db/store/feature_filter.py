@@ -23,6 +23,8 @@ class FeatureSort(StrEnum):
     """Descending score of the best judged explanation; unjudged features last."""
     PUBLISHED = "published"
     """Descending score that others published; features without one last."""
+    RELEVANCE = "relevance"
+    """Best match of the filter's text first; only with a text, and relevance is each database's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

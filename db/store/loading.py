@@ -1,19 +1,16 @@
 """`load_*`: rows into records. What was not collected yet is empty or None; what cannot exist is `NotFound`."""
 
-from collections import namedtuple
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import groupby
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db import tables
 from db.lookup import find_feature, find_sae, require_limit
 from db.packing import is_plain_text
-from db.prepared import Prepared
 from db.store import rows
 from safe_sail.errors import NotFound
 from safe_sail.records import (
@@ -48,20 +45,6 @@ class Explained:
     explanation: Kept[Explanation]
     scores: tuple[Kept[ExplanationScore], ...]
     """By method."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FeatureBundle:
-    """Everything that is known of one feature."""
-
-    feature: FeatureId
-    sae: SaeRef
-    top_contexts: Kept[TopContexts] | None
-    """None where no contexts were collected yet."""
-    concept_scores: tuple[Kept[ConceptScore], ...]
-    """By descending rate gap (ties: concept)."""
-    explanations: tuple[Explained, ...]
-    """By explainer and prompt version."""
 
 
 # --------------------------------------------------------------------------------------------- runs, models, SAEs
@@ -181,69 +164,6 @@ def load_explanation_scores(session: Session, feature: FeatureId) -> list[Kept[E
     return [score for one in explained for score in one.scores]
 
 
-def load_feature(session: Session, feature: FeatureId) -> FeatureBundle:
-    """Everything that is known of one feature.
-
-    Raises:
-        NotFound: the SAE is not kept, or the index is beyond its width.
-    """
-    sae = _one_sae(session, feature)
-    key = {"sae_key": sae.sae_key, "feature_index": feature.index}
-    kept = _CONTEXTS.all(session, key)
-    found = None if not kept else Kept(rows.top_contexts_of(kept[0], kept[0], feature.sae), kept[0].run_id)
-    scores = _CONCEPT_SCORES.all(session, key)
-    judged = _EXPLANATIONS.all(session, key)
-    return FeatureBundle(
-        feature=feature,
-        sae=rows.sae_of(sae),
-        top_contexts=found,
-        concept_scores=tuple(Kept(rows.concept_score_of(one, feature.sae), one.run_id) for one in scores),
-        explanations=tuple(_judged(judged, feature.sae)),
-    )
-
-
-_KEY: dict[str, Any] = {"sae_key": bindparam("sae_key"), "feature_index": bindparam("feature_index")}
-_SAE = Prepared(select(*tables.SaeRow.__table__.c).where(tables.SaeRow.slug == bindparam("slug")))
-_CONTEXTS = Prepared(
-    select(
-        *(column for column in tables.FeatureRow.__table__.c if column.key != "run_id"),
-        *(column for column in tables.ContextsRow.__table__.c if column.key not in _KEY),
-    )
-    .join_from(tables.FeatureRow, tables.ContextsRow)
-    .where(*(getattr(tables.FeatureRow, name) == value for name, value in _KEY.items()))
-)
-_CONCEPT_SCORES = Prepared(
-    select(*tables.ConceptScoreRow.__table__.c)
-    .where(*(getattr(tables.ConceptScoreRow, name) == value for name, value in _KEY.items()))
-    .order_by(tables.ConceptScoreRow.rate_gap.desc(), tables.ConceptScoreRow.concept)
-)
-_SCORED = [column for column in tables.ExplanationScoreRow.__table__.c if column.key != "explanation_key"]
-_EXPLANATIONS = Prepared(
-    select(*tables.ExplanationRow.__table__.c, *(column.label(f"judged_{column.key}") for column in _SCORED))
-    .outerjoin_from(tables.ExplanationRow, tables.ExplanationScoreRow)
-    .where(*(getattr(tables.ExplanationRow, name) == value for name, value in _KEY.items()))
-    .order_by(tables.ExplanationRow.explainer, tables.ExplanationRow.prompt_version, tables.ExplanationScoreRow.method)
-)
-
-
-def _one_sae(session: Session, feature: FeatureId) -> Any:
-    found = _SAE.all(session, {"slug": feature.sae}) if is_plain_text(feature.sae) else []
-    if not found or feature.index >= found[0].width:
-        find_feature(session, feature)  # says which of the two is wrong
-    return found[0]
-
-
-def _judged(found: Sequence[Any], sae: str) -> Iterator[Explained]:
-    """Explanations with their scores, from one row for each score, or one for an explanation without any."""
-    for _, some in groupby(found, lambda row: row.explanation_key):
-        lines = list(some)
-        scores = [_Scored._make(line[-len(_SCORED) :]) for line in lines if line.judged_method is not None]
-        yield _join(lines[0], scores, sae)
-
-
-_Scored = namedtuple("_Scored", [column.key for column in _SCORED])  # type: ignore[misc]
-
-
 def _top_contexts(session: Session, sae_key: int, feature: FeatureId) -> Kept[TopContexts] | None:
     light = session.get(tables.FeatureRow, (sae_key, feature.index))
     heavy = session.get(tables.ContextsRow, (sae_key, feature.index))
@@ -273,10 +193,11 @@ def _explained(session: Session, sae_key: int, feature: FeatureId) -> list[Expla
     keys = [one.explanation_key for one in found]
     for one in session.scalars(select(score).where(score.explanation_key.in_(keys)).order_by(score.method)):
         scores.setdefault(one.explanation_key, []).append(one)
-    return [_join(one, scores.get(one.explanation_key, ()), feature.sae) for one in found]
+    return [join_scores(one, scores.get(one.explanation_key, ()), feature.sae) for one in found]
 
 
-def _join(row: Any, scores: Sequence[Any], sae: str) -> Explained:
+def join_scores(row: Any, scores: Sequence[Any], sae: str) -> Explained:
+    """An explanation and its scores, from their rows."""
     explanation = rows.explanation_of(row, sae)
     judged = tuple(Kept(rows.explanation_score_of(score, explanation), score.run_id) for score in scores)
     return Explained(Kept(explanation, row.run_id), judged)

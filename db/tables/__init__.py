@@ -16,11 +16,19 @@ from db.tables.links import FeatureLinkRow, LinkStudyRow
 from db.tables.neurons import GuardRow, NeuronSearchRow, NeuronTaxRow
 from db.tables.published import FeatureTagRow, PublishedScoreRow
 from db.tables.samples import ContextSampleRow
-from db.tables.scoring import ConceptScoreRow, SaeFactsRow, SaeRankingRow, SaeScoreRow, SaeSpecificityRow
+from db.tables.scoring import (
+    DESCENDING_INDEXES,
+    ConceptScoreRow,
+    SaeFactsRow,
+    SaeRankingRow,
+    SaeScoreRow,
+    SaeSpecificityRow,
+)
 from db.tables.subjects import ConceptRow, ModelRow, RunRow, SaeRow
 from db.tables.tuning import TuningStudyRow
 
 __all__ = [
+    "DESCENDING_INDEXES",
     "ApiKeyRow",
     "Base",
     "CircuitEvaluationRow",

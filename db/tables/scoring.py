@@ -5,6 +5,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from db.tables.base import Base
 
+DESCENDING_INDEXES = ("ix_concept_score_best", "ix_concept_score_order")
+"""Indexes of `concept_score` with a direction, made by revision 0014: Alembic cannot compare those with tables here."""
+
 
 class SaeFactsRow(Base):
     """`SaeFacts`."""
@@ -76,7 +79,6 @@ class ConceptScoreRow(Base):
     __table_args__ = (
         ForeignKeyConstraint(["sae_key", "feature_index"], ["feature.sae_key", "feature.feature_index"]),
         Index(None, "sae_key", "concept", "rate_gap"),
-        Index(None, "sae_key", "feature_index", "rate_gap"),
     )
     sae_key: Mapped[int] = mapped_column(Integer, primary_key=True)
     feature_index: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)

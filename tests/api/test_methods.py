@@ -112,7 +112,7 @@ def test_the_export_has_every_known_feature_as_its_own_address_answers(client: T
     assert answer.headers["content-type"] == "application/x-ndjson"
     assert f'filename="{BEST}.ndjson"' in answer.headers["content-disposition"]
     lines = [json.loads(line) for line in answer.text.splitlines()]
-    total = client.get(f"/v1/saes/{BEST}/features?limit=1").json()["total"]
+    total = client.get(f"/v1/saes/{BEST}/features?limit=1&include=total").json()["total"]
     indices = [line["feature"]["index"] for line in lines]
     assert len(lines) == total > 0
     assert indices == sorted(indices)

@@ -57,7 +57,7 @@ def test_one_sae_has_facts_scores_and_counts(client: TestClient):
 
 def test_features_are_paged_to_the_end_without_loss_or_repetition(client: TestClient):
     seen: list[int] = []
-    address = f"/v1/saes/{BEST}/features?limit=7&sort=score"
+    address = f"/v1/saes/{BEST}/features?limit=7&sort=score&include=total"
     pages = 0
     while address:
         response = client.get(address)

@@ -17,11 +17,12 @@ from db.engine import make_engine, reading, write_connection, writing
 from db.migrate import current_revision, head_revision, require_head, upgrade
 from db.search import SEARCH_OBJECTS, create_search, search_features
 from db.store import save_explanations
-from db.tables import Base
+from db.tables import DESCENDING_INDEXES, Base
 from safe_sail.errors import SchemaOutOfDate
 from scripts.migrate import migrate
 from tests.db import builders as a
 
+UNCOMPARED = (*SEARCH_OBJECTS, *DESCENDING_INDEXES)
 GOLDEN = Path(__file__).parents[1] / "golden" / "schema.sql"
 
 
@@ -43,12 +44,24 @@ def test_the_upgraded_database_equals_the_tables(engine: Engine) -> None:
         context = MigrationContext.configure(
             connection,
             opts={
-                "include_object": lambda thing, name, *_: not (name or "").startswith(SEARCH_OBJECTS),
+                "include_object": lambda thing, name, *_: (
+                    not (name or "").startswith((*SEARCH_OBJECTS, *DESCENDING_INDEXES))
+                ),
                 "compare_type": True,
                 "compare_server_default": True,
             },
         )
         assert compare_metadata(context, Base.metadata) == []
+
+
+def test_best_scores_are_walked_along_indexes_with_a_direction(engine: Engine) -> None:
+    with engine.connect() as connection:
+        query = (
+            "SELECT sql FROM sqlite_master" if engine.dialect.name == "sqlite" else "SELECT indexdef FROM pg_indexes"
+        )
+        made = [" ".join(str(row[0]).split()) for row in connection.execute(text(query))]
+    for columns in ("sae_key, feature_index, rate_gap DESC, concept", "sae_key, rate_gap DESC, feature_index, concept"):
+        assert sum(one.endswith(f"({columns})") and "concept_score" in one for one in made) == 1, columns
 
 
 def test_sqlite_schema_matches_the_golden_file(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ import re
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from db.engine import reading, writing
 from db.search import search_features, words_of
-from db.store import FeatureFilter, list_features, save_explanations, save_sae
-from safe_sail.errors import NotFound
+from db.store import FeatureFilter, FeatureSort, list_features, save_explanations, save_sae
+from safe_sail.errors import BadInput, NotFound
 from tests.db import builders as a
 
 few = settings(
@@ -52,6 +52,36 @@ def test_search_finds_what_a_naive_search_finds(shared_engine: Engine) -> None:
             assert {row.index for row in page.rows} == expected
 
     agree()
+
+
+def test_features_come_in_the_order_of_the_database_s_own_relevance(engine: Engine) -> None:
+    texts = ["bomb and much else that is long", "a bomb", "no such word", "bomb bomb bomb", "bombs are here", "bomb"]
+    save(engine, texts)
+    raw = {
+        "sqlite": "SELECT rowid, -bm25(explanation_fts) FROM explanation_fts WHERE explanation_fts MATCH '\"bomb\"*'",
+        "postgresql": "SELECT explanation_key, ts_rank(explanation_vector, to_tsquery('simple', 'bomb:*'))::float8 "
+        "FROM explanation WHERE explanation_vector @@ to_tsquery('simple', 'bomb:*')",
+    }[engine.dialect.name]
+    with reading(engine) as session:
+        ranks = dict(session.execute(text(raw)).all())
+        owner = session.execute(text("SELECT explanation_key, feature_index FROM explanation")).all()
+        index = dict(owner)
+        expected = sorted(ranks, key=lambda key: (-ranks[key], index[key]))
+        found: list[int] = []
+        cursor = None
+        while True:
+            page = list_features(
+                session, a.SAE, filters=FeatureFilter(text="bomb"), sort=FeatureSort.RELEVANCE, cursor=cursor, limit=2
+            )
+            found += [row.index for row in page.rows]
+            assert page.total == 5
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        assert found == [index[key] for key in expected]
+        assert found != sorted(found)
+        with pytest.raises(BadInput, match="give the words"):
+            list_features(session, a.SAE, sort=FeatureSort.RELEVANCE)
 
 
 def test_no_text_breaks_the_search(engine: Engine) -> None:

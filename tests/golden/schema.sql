@@ -104,9 +104,11 @@ CREATE TABLE concept_score (
 	CONSTRAINT fk_concept_score_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index)
 );
 
-CREATE INDEX ix_concept_score_sae_key_concept_rate_gap ON concept_score (sae_key, concept, rate_gap);
+CREATE INDEX ix_concept_score_best ON concept_score (sae_key, feature_index, rate_gap DESC, concept);
 
-CREATE INDEX ix_concept_score_sae_key_feature_index_rate_gap ON concept_score (sae_key, feature_index, rate_gap);
+CREATE INDEX ix_concept_score_order ON concept_score (sae_key, rate_gap DESC, feature_index, concept);
+
+CREATE INDEX ix_concept_score_sae_key_concept_rate_gap ON concept_score (sae_key, concept, rate_gap);
 
 CREATE TABLE context_sample (
 	sae_key INTEGER NOT NULL,

@@ -1,0 +1,142 @@
+"""Answers that are asked for most, from rows of the database to bytes without records in between.
+
+The same fields as `api.schemas.FeatureDetail` and `FeatureList`, which describe them in the contract; the tests compare
+both ways. Building and checking a record for each of a feature's contexts and scores would cost five times the reading.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+
+from db.store import FeatureRows, PageRows
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+Json = dict[str, Any]
+
+
+def feature_body(index: int, found: FeatureRows) -> bytes:
+    """`FeatureDetail` of a feature as JSON."""
+    sae, kept = found.sae, found.contexts
+    feature = {"sae": sae.slug, "index": index}
+    detail: Json = {
+        "feature": feature,
+        "sae": {
+            "slug": sae.slug,
+            "release": sae.release,
+            "sae_id": sae.sae_id,
+            "model_id": sae.model_id,
+            "site": sae.site,
+            "d_in": sae.d_in,
+            "width": sae.width,
+            "architecture": sae.architecture,
+        },
+        "n_tokens_seen": None if kept is None else kept.n_tokens_seen,
+        "density": None if kept is None else kept.density,
+        "max_activation": None if kept is None else kept.max_activation,
+        "histogram": None if kept is None else _histogram(kept),
+        "contexts_run_id": None if kept is None else kept.run_id,
+        "contexts": [] if kept is None else _contexts(kept),
+        "concept_scores": [_concept_score(row, feature) for row in found.concept_scores],
+        "explanations": [_explanation(row, scores, feature) for row, scores in found.explanations],
+    }
+    return _dumps(detail, detail["contexts"])
+
+
+def page_body(page: PageRows) -> bytes:
+    """`FeatureList` of a page as JSON."""
+    items = [
+        {
+            "index": row.feature_index,
+            "density": row.density,
+            "max_activation": row.max_activation,
+            "n_contexts": row.n_contexts,
+            "concept": row.concept,
+            "rate_gap": row.rate_gap,
+            "auroc": row.auroc,
+            "explanation": row.text,
+            "explainer": row.explainer,
+            "explanation_score": row.score,
+        }
+        for row in page.rows
+    ]
+    return orjson.dumps({"items": items, "next_cursor": page.next_cursor, "total": page.total})
+
+
+def _dumps(value: Json, contexts: Iterable[Json]) -> bytes:
+    """JSON; half characters (lone surrogates, which UTF-8 cannot hold) in contexts become U+FFFD."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        for context in contexts:
+            context["tokens"] = [_whole(token) for token in context["tokens"]]
+            context["source_id"] = _whole(context["source_id"])
+        return orjson.dumps(value)
+
+
+def _whole(text: str) -> str:
+    return _HALF_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _contexts(row: Any) -> list[Json]:
+    tokens, token_ids, activations = row.tokens, row.token_ids.tolist(), row.activations.tolist()
+    contexts, start = [], 0
+    for length, peak, source_id in zip(row.lengths.tolist(), row.peaks.tolist(), row.source_ids, strict=True):
+        end = start + length
+        contexts.append(
+            {
+                "tokens": tokens[start:end],
+                "token_ids": token_ids[start:end],
+                "activations": activations[start:end],
+                "peak": peak,
+                "source_id": source_id,
+            }
+        )
+        start = end
+    return contexts
+
+
+def _histogram(row: Any) -> Json | None:
+    if row.histogram_edges is None or row.histogram_counts is None:
+        return None
+    return {"edges": row.histogram_edges.tolist(), "counts": row.histogram_counts.tolist()}
+
+
+def _concept_score(row: Any, feature: Json) -> Json:
+    record = {
+        "feature": feature,
+        "concept": row.concept,
+        "auroc": _estimate(row.auroc, row.auroc_low, row.auroc_high, row.auroc_n, row.auroc_level),
+        "rate_positive": row.rate_positive,
+        "rate_negative": row.rate_negative,
+        "rate_gap": _estimate(row.rate_gap, row.rate_gap_low, row.rate_gap_high, row.rate_gap_n, row.rate_gap_level),
+        "n_positive": row.n_positive,
+        "n_negative": row.n_negative,
+        "q_value": row.q_value,
+    }
+    return {"record": record, "run_id": row.run_id}
+
+
+def _explanation(row: Any, scores: Iterable[Any], feature: Json) -> Json:
+    named = {"explainer": row.explainer, "prompt_version": row.prompt_version}
+    judged = [
+        {
+            "record": {
+                "feature": feature,
+                **named,
+                "method": one.method,
+                "score": _estimate(one.score, one.score_low, one.score_high, one.score_n, one.score_level),
+                "control": _estimate(one.control, one.control_low, one.control_high, one.control_n, one.control_level),
+                "n_excluded": one.n_excluded,
+            },
+            "run_id": one.run_id,
+        }
+        for one in scores
+    ]
+    explanation = {"record": {"feature": feature, "text": row.text, **named}, "run_id": row.run_id}
+    return {"explanation": explanation, "scores": judged}
+
+
+def _estimate(value: float, low: float, high: float, n: int, level: float) -> Json:
+    return {"value": value, "low": low, "high": high, "n": n, "level": level}

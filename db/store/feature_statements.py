@@ -1,0 +1,337 @@
+"""Statements of feature listings, compiled once for each shape of a request: which filters are given, in which order.
+
+1. Keys: the features that the filters let through, in order, as (sae_key, feature_index, value). Features that have a
+   value to sort by are found by one statement, walking an index where there is one; those without come after them and
+   are found by another, which is only asked when the first runs dry.
+2. A page: the first keys, with what a listing shows of each. The best concept and the best explanation of a feature are
+   looked up for the features of the page alone.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+)
+from sqlalchemy.orm import aliased
+from sqlalchemy.sql.selectable import FromClause
+
+from db import tables
+from db.prepared import Prepared
+from db.search import features_that_match
+from db.store.feature_filter import SPECIFIC_GAP, SPECIFIC_Q, FeatureFilter, FeatureSort
+
+UNKNOWN = -1e300
+"""Below everything that is sorted by: what was not measured comes last."""
+
+_SCOPE = frozenset({"concept", "category", "domain"})
+_NEEDS_SCORE = _SCOPE | {"min_rate_gap", "min_auroc"}
+
+
+class Shape(NamedTuple):
+    """What decides the statements of a listing; values are bound."""
+
+    on_sqlite: bool
+    sort: FeatureSort
+    of_one_sae: bool
+    after: bool
+    """A cursor says where the page before ended."""
+    given: frozenset[str]
+    """Filters that are set."""
+    specific: bool | None
+    explained: bool | None
+    collected: bool | None
+    estimates: bool
+    """Whether a page shows the intervals of its numbers; reading all of their columns takes as long as all else."""
+
+
+class _Owner(NamedTuple):
+    """The columns that name a feature in whatever table a statement walks along."""
+
+    sae_key: Any
+    feature_index: Any
+
+
+def shape_of(
+    filters: FeatureFilter, sort: FeatureSort, *, of_one_sae: bool, after: bool, on_sqlite: bool, estimates: bool
+) -> Shape:
+    """The shape of a request."""
+    given = frozenset(name for name in filters.__dataclass_fields__ if getattr(filters, name) is not None)
+    flags = (filters.specific, filters.explained, filters.collected)
+    return Shape(on_sqlite, sort, of_one_sae, after, given - {"specific", "explained", "collected"}, *flags, estimates)
+
+
+@lru_cache(maxsize=512)
+def page_statement(shape: Shape) -> Prepared:
+    """A page's features that have a value to sort by."""
+    keys = _known_keys(shape)
+    page = keys.limit(bindparam("n", type_=Integer)).cte("page")
+    return Prepared(_shown(page, shape, by_index=shape.sort is FeatureSort.INDEX))
+
+
+@lru_cache(maxsize=512)
+def rest_statement(shape: Shape) -> Prepared | None:
+    """A page's features without such a value, which come last; None where no feature can be without."""
+    if shape.sort in (FeatureSort.INDEX, FeatureSort.RELEVANCE):
+        return None
+    if shape.sort is FeatureSort.SCORE and shape.given & _NEEDS_SCORE:
+        return None
+    row = tables.FeatureRow
+    owner = _Owner(row.sae_key, row.feature_index)
+    keys: Any = select(row.sae_key, row.feature_index, literal(UNKNOWN).label("value"))
+    keys = keys.where(*_of_sae(shape, owner), _has_no_value(shape), *_conditions(shape, owner))
+    if shape.after:
+        keys = keys.where(_later(shape, owner))
+    keys = keys.order_by(row.sae_key, row.feature_index).limit(bindparam("n", type_=Integer))
+    return Prepared(_shown(keys.cte("page"), shape, by_index=True))
+
+
+@lru_cache(maxsize=512)
+def count_statement(shape: Shape) -> Prepared:
+    """How many features the filters let through."""
+    row = tables.FeatureRow
+    owner = _Owner(row.sae_key, row.feature_index)
+    return Prepared(
+        select(func.count().label("total")).select_from(row).where(*_of_sae(shape, owner), *_conditions(shape, owner))
+    )
+
+
+def statement_of_features(keys: Sequence[tuple[int, int]]) -> Select[Any]:
+    """The same columns for these features."""
+    row = tables.FeatureRow
+    by_sae: dict[int, list[int]] = {}
+    for sae_key, index in keys:
+        by_sae.setdefault(sae_key, []).append(index)
+    among = or_(*(and_(row.sae_key == sae, row.feature_index.in_(some)) for sae, some in by_sae.items()))
+    page: Any = select(row.sae_key, row.feature_index, literal(UNKNOWN).label("value")).where(among)
+    everything = shape_of(
+        FeatureFilter(), FeatureSort.INDEX, of_one_sae=False, after=False, on_sqlite=True, estimates=True
+    )
+    return _shown(page.cte("page"), everything, by_index=True)
+
+
+# --------------------------------------------------------------------------------------------- 1. keys
+
+
+def _known_keys(shape: Shape) -> Select[Any]:
+    if shape.sort is FeatureSort.SCORE:
+        return _keys_by_score(shape)
+    row = tables.FeatureRow
+    known: list[ColumnElement[bool]] = []
+    value: ColumnElement[Any]
+    if shape.sort is FeatureSort.INDEX:
+        owner, value = _Owner(row.sae_key, row.feature_index), row.feature_index.expression
+    elif shape.sort is FeatureSort.DENSITY:
+        owner, value = _Owner(row.sae_key, row.feature_index), row.density.expression
+        known.append(row.density.is_not(None))
+    else:
+        best = _best_values(shape).subquery("best")
+        owner, value = _Owner(best.c.sae_key, best.c.feature_index), best.c.value
+    keys = select(owner.sae_key, owner.feature_index, value.label("value"))
+    keys = keys.where(*_of_sae(shape, owner), *known, *_conditions(shape, owner))
+    return _ordered(shape, keys, owner, value)
+
+
+def _keys_by_score(shape: Shape) -> Select[Any]:
+    """Scores by descending rate gap, each feature at its best one in scope: a walk along an index of rate gaps."""
+    score, other = aliased(tables.ConceptScoreRow), aliased(tables.ConceptScoreRow)
+    owner = _Owner(score.sae_key, score.feature_index)
+    larger = or_(other.rate_gap > score.rate_gap, and_(other.rate_gap == score.rate_gap, other.concept < score.concept))
+    beaten = exists().where(
+        *_same(other, owner), other.rate_gap >= score.rate_gap, larger, *_in_scope(shape.given, other)
+    )
+    keys: Any = select(score.sae_key, score.feature_index, score.rate_gap.label("value"))
+    keys = keys.where(*_of_sae(shape, owner), *_in_scope(shape.given, score), *_conditions(shape, owner))
+    if "concept" not in shape.given:  # a feature has one score on a concept
+        keys = keys.where(~beaten)
+    # few features hold the words: they are found first and then sorted, for which the sum keeps SQLite off the index
+    value = score.rate_gap + 0.0 if "text" in shape.given else score.rate_gap.expression
+    return _ordered(shape, keys, owner, value)
+
+
+def _best_values(shape: Shape) -> Select[Any]:
+    explanation, judged = tables.ExplanationRow, tables.ExplanationScoreRow
+    published = tables.PublishedScoreRow
+    if shape.sort is FeatureSort.RELEVANCE:
+        hit = _hits(shape)
+        grouped = select(hit.c.sae_key, hit.c.feature_index, func.max(hit.c.relevance).label("value"))
+        return grouped.group_by(hit.c.sae_key, hit.c.feature_index)
+    if shape.sort is FeatureSort.EXPLANATION:
+        owner: Any = explanation
+        query: Any = select(explanation.sae_key, explanation.feature_index, func.max(judged.score).label("value"))
+        query = query.join(judged, judged.explanation_key == explanation.explanation_key)
+    else:
+        owner = published
+        query = select(published.sae_key, published.feature_index, func.max(published.value).label("value"))
+    query = query.where(*_of_sae(shape, _Owner(owner.sae_key, owner.feature_index)))
+    grouped_by: Select[Any] = query.group_by(owner.sae_key, owner.feature_index)
+    return grouped_by
+
+
+def _has_no_value(shape: Shape) -> ColumnElement[bool]:
+    row = tables.FeatureRow
+    owner = _Owner(row.sae_key, row.feature_index)
+    if shape.sort is FeatureSort.DENSITY:
+        return row.density.is_(None)
+    if shape.sort is FeatureSort.SCORE:
+        return ~exists().where(*_same(tables.ConceptScoreRow, owner))
+    if shape.sort is FeatureSort.PUBLISHED:
+        return ~exists().where(*_same(tables.PublishedScoreRow, owner))
+    explanation, judged = tables.ExplanationRow, tables.ExplanationScoreRow
+    same = (*_same(explanation, owner), judged.explanation_key == explanation.explanation_key)
+    return ~exists().where(*same)
+
+
+def _ordered(shape: Shape, keys: Select[Any], owner: _Owner, value: ColumnElement[Any]) -> Select[Any]:
+    if shape.sort is FeatureSort.INDEX:
+        keys = keys.where(_later(shape, owner)) if shape.after else keys
+        return keys.order_by(owner.sae_key, owner.feature_index)
+    if shape.after:
+        last: Any = bindparam("last_value")
+        # the first condition bounds the walk along an index, which a database does not see in the second
+        keys = keys.where(value <= last, or_(value < last, _later(shape, owner)))
+    return keys.order_by(value.desc(), owner.sae_key, owner.feature_index)
+
+
+def _of_sae(shape: Shape, owner: _Owner) -> list[ColumnElement[bool]]:
+    return [owner.sae_key == bindparam("sae_key")] if shape.of_one_sae else []
+
+
+def _later(shape: Shape, owner: _Owner) -> ColumnElement[bool]:
+    if shape.of_one_sae:
+        return owner.feature_index > bindparam("last_index")  # type: ignore[no-any-return]
+    last = tuple_(bindparam("last_sae", type_=Integer), bindparam("last_index", type_=Integer))
+    return tuple_(owner.sae_key, owner.feature_index) > last
+
+
+# --------------------------------------------------------------------------------------------- filters
+
+
+def _conditions(shape: Shape, owner: _Owner) -> list[ColumnElement[bool]]:
+    explanation, judged, tag = tables.ExplanationRow, tables.ExplanationScoreRow, tables.FeatureTagRow
+    given, found = shape.given, _score_conditions(shape, owner)
+    if shape.explained is not None:
+        is_explained = exists().where(*_same(explanation, owner))
+        found.append(is_explained if shape.explained else ~is_explained)
+    if "min_explanation_score" in given:
+        same = (*_same(explanation, owner), judged.explanation_key == explanation.explanation_key)
+        found.append(exists().where(*same, judged.score >= bindparam("min_explanation_score")))
+    if "tag" in given:
+        found.append(exists().where(*_same(tag, owner), tag.tag == bindparam("tag")))
+    if "text" in given and shape.sort is not FeatureSort.RELEVANCE:
+        hit = _hits(shape)
+        if shape.of_one_sae:
+            found.append(owner.feature_index.in_(select(hit.c.feature_index)))
+        else:
+            found.append(tuple_(owner.sae_key, owner.feature_index).in_(select(hit.c.sae_key, hit.c.feature_index)))
+    return found + _density_conditions(shape, owner)
+
+
+def _hits(shape: Shape) -> FromClause:
+    """Features with an explanation that matches the text."""
+    found, row = features_that_match(shape.on_sqlite), tables.ExplanationRow
+    if shape.of_one_sae:
+        found = found.where(row.sae_key + 0 == bindparam("sae_key"))  # the sum keeps SQLite from using this index
+    return found.subquery("matching")
+
+
+def _density_conditions(shape: Shape, owner: _Owner) -> list[ColumnElement[bool]]:
+    row = tables.FeatureRow
+    found: list[ColumnElement[bool]] = []
+    if shape.collected is not None:
+        found.append(row.density.is_not(None) if shape.collected else row.density.is_(None))
+    if "min_density" in shape.given:
+        found.append(row.density >= bindparam("min_density"))
+    if "max_density" in shape.given:
+        found.append(row.density <= bindparam("max_density"))
+    if not found or owner.sae_key is row.sae_key:
+        return found
+    return [exists().where(*_same(row, owner), *found)]
+
+
+def _score_conditions(shape: Shape, owner: _Owner) -> list[ColumnElement[bool]]:
+    score = tables.ConceptScoreRow
+    bounds = _in_scope(shape.given, score)
+    specific = (*bounds, score.rate_gap > SPECIFIC_GAP, score.q_value < SPECIFIC_Q)
+    if "min_rate_gap" in shape.given:
+        bounds.append(score.rate_gap >= bindparam("min_rate_gap"))
+    if "min_auroc" in shape.given:
+        bounds.append(score.auroc >= bindparam("min_auroc"))
+    found: list[ColumnElement[bool]] = [exists().where(*_same(score, owner), *bounds)] if bounds else []
+    if shape.specific is not None:
+        is_specific = exists().where(*_same(score, owner), *specific)
+        found.append(is_specific if shape.specific else ~is_specific)
+    return found
+
+
+def _in_scope(given: frozenset[str], score: Any) -> list[ColumnElement[bool]]:
+    """Conditions on a concept score: its concept is one that the filter speaks of."""
+    concept = tables.ConceptRow
+    found: list[ColumnElement[bool]] = []
+    if "concept" in given:
+        found.append(score.concept == bindparam("concept"))
+    if "category" in given:
+        found.append(score.concept.in_(select(concept.name).where(concept.category == bindparam("category"))))
+    if "domain" in given:
+        found.append(score.concept.in_(select(concept.name).where(concept.domain == bindparam("domain"))))
+    return found
+
+
+def _same(other: Any, owner: _Owner) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return other.sae_key == owner.sae_key, other.feature_index == owner.feature_index
+
+
+# --------------------------------------------------------------------------------------------- 2. what a page shows
+
+_ESTIMATE = ("", "_low", "_high", "_n", "_level")
+
+
+def _shown(page: FromClause, shape: Shape, *, by_index: bool) -> Select[Any]:
+    """The page's features in its order with what is shown of them: a row for each score of each explanation.
+
+    One row where there is none; `best_rows` chooses among several.
+    """
+    row, sae = tables.FeatureRow, tables.SaeRow
+    score, explanation, judged = tables.ConceptScoreRow, tables.ExplanationRow, tables.ExplanationScoreRow
+    owner = _Owner(page.c.sae_key, page.c.feature_index)
+    best = aliased(score)
+    concept = select(best.concept).where(*_same(best, owner), *_in_scope(shape.given, best))
+    concept = concept.order_by(best.rate_gap.desc(), best.concept).limit(1)
+    parts = _ESTIMATE if shape.estimates else ("",)
+    columns = [getattr(score, f"{name}{part}") for name in ("rate_gap", "auroc") for part in parts]
+    columns += [explanation.text, explanation.explainer]
+    columns += [getattr(judged, f"{name}{part}") for name in ("score", "control") for part in parts]
+    numbers = (row.density, row.max_activation, row.n_contexts)
+    order = (*(() if by_index else (page.c.value.desc(),)), *owner, explanation.explanation_key, judged.method)
+    return (
+        select(*owner, page.c.value, sae.slug, *numbers, score.concept, *columns)
+        .select_from(page)
+        .join(row, and_(*_same(row, owner)))
+        .join(sae, sae.sae_key == page.c.sae_key)
+        .outerjoin(score, and_(*_same(score, owner), score.concept == concept.correlate(page).scalar_subquery()))
+        .outerjoin(explanation, and_(*_same(explanation, owner)))
+        .outerjoin(judged, judged.explanation_key == explanation.explanation_key)
+        .order_by(*order)
+    )
+
+
+def best_rows(found: Sequence[Any]) -> list[Any]:
+    """A row for each feature: that of the explanation that judges score highest (unjudged last, ties: first stored)."""
+    best: list[Any] = []
+    for row in found:
+        if not best or (best[-1].feature_index, best[-1].sae_key) != (row.feature_index, row.sae_key):
+            best.append(row)
+        elif row.score is not None and (best[-1].score is None or row.score > best[-1].score):
+            best[-1] = row
+    return best
