@@ -110,8 +110,7 @@ def _print_comparison(found: PromptComparison, notes: Notes) -> None:
     for layer in found.layers:
         print(
             f"\n{layer.sae} at {layer.site}: {found.n_compared[0]} and {found.n_compared[1]} tokens, "
-            f"{found.alignment}; exchanged tokens stay within {layer.chance_high:.3f} "
-            f"({layer.n_random} times, 95 %, largest of all features)"
+            f"{found.alignment}; * beyond what 95 % of {layer.n_random} random exchanges of tokens give"
         )
         for one in layer.features:
             note = notes.get(FeatureId(sae=layer.sae, index=one.index), "not explained")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from api.pages.figures import IntervalFigure, interval_figure
+from api.pages.views import address
 from db.store import KeptLink
 from safe_sail.records import Estimate, FeatureLink, LinkFlow, LinkKind, LinkMeasure
 
@@ -24,7 +25,10 @@ class LinkLine(NamedTuple):
 
 
 def link_lines(kept: Sequence[KeptLink], pages: dict[tuple[LinkKind, str], str]) -> list[LinkLine]:
-    """Lines in the given order; `pages` has addresses of other ends by kind and target."""
+    """Lines in the given order; `pages` has addresses of directions and circuits by kind and target.
+
+    A head or a neuron leads to the circuits that hold it; a set of neurons to its search.
+    """
     links = [one.link for one in kept]
     causes, weights = [one.cause for one in links], [one.weights for one in links]
     return [
@@ -32,12 +36,19 @@ def link_lines(kept: Sequence[KeptLink], pages: dict[tuple[LinkKind, str], str])
             one.link,
             one.study,
             ARROWS[one.link.flow],
-            pages.get((one.link.kind, one.link.target)),
+            pages.get((one.link.kind, one.link.target)) or _address(one),
             _figure(one.link.cause, causes),
             _figure(one.link.weights, weights),
         )
         for one in kept
     ]
+
+
+def _address(kept: KeptLink) -> str | None:
+    link = kept.link
+    if link.kind in (LinkKind.HEAD, LinkKind.NEURON):
+        return address("/circuits", {"unit": link.target, "model": kept.model_id})
+    return f"/neurons/{link.target}" if link.kind is LinkKind.NEURON_SET else None
 
 
 def _figure(measure: LinkMeasure | None, measures: Sequence[LinkMeasure | None]) -> IntervalFigure | None:

@@ -10,18 +10,24 @@ from api.pages.render import render
 from api.pages.views import best_of_each, by_mean_gap, sae_line
 from api.ranking import SaeSort, ranked
 from api.routes import (
+    pages_circuits,
     pages_compare,
     pages_directions,
     pages_features,
     pages_jobs,
     pages_landscape,
     pages_neurons,
+    pages_prompts,
 )
 from db.store import list_concepts, list_saes
 from safe_sail.errors import NotFound
 
 router = APIRouter(default_response_class=HTMLResponse)
-for part in (pages_features, pages_landscape, pages_compare, pages_directions, pages_neurons, pages_jobs):
+_PARTS = (
+    pages_features, pages_landscape, pages_compare, pages_directions, pages_neurons, pages_circuits, pages_prompts,
+    pages_jobs,
+)  # fmt: skip
+for part in _PARTS:
     router.include_router(part.router)
 
 

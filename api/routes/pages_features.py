@@ -18,6 +18,7 @@ from api.settings import ServiceSettings
 from db.store import (
     FeatureSort,
     links_of_feature,
+    list_circuits,
     list_concepts,
     list_direction_searches,
     list_features,
@@ -119,6 +120,9 @@ def feature(session: SessionDep, sae: SaeSlug, index: FeatureIndex) -> str:
         found = kept.record
         ends = [end.slug for end in (found.direction, found.added) if end is not None]
         pages |= {(LinkKind.DIRECTION, slug): f"/directions/{found.slug}" for slug in ends}
+    if any(kept.link.kind is LinkKind.CIRCUIT for kept in links):  # circuits of a file are linked and not kept
+        known = list_circuits(session, limit=1000)
+        pages |= {(LinkKind.CIRCUIT, one.record.slug): f"/circuits/{one.record.slug}" for one in known}
     return render(
         "feature.html",
         bundle=bundle,

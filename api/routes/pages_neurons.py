@@ -6,9 +6,10 @@ from fastapi import APIRouter, Path
 from fastapi.responses import HTMLResponse
 
 from api.deps import SLUG_PATTERN, SessionDep
+from api.pages.linking import link_lines
 from api.pages.neurons import causal_curve, layer_table, window_curve
 from api.pages.render import render
-from db.store import links_of_target, list_neuron_searches, load_neuron_search
+from db.store import links_of_target, list_neuron_searches, load_feature_listings, load_neuron_search
 from safe_sail.records import LinkKind
 
 router = APIRouter(default_response_class=HTMLResponse)
@@ -35,5 +36,6 @@ def neuron_set(session: SessionDep, search: Annotated[str, Path(pattern=SLUG_PAT
         curves=[causal_curve(found), *window_curve(found)],
         layers=layer_table(found),
         neurons=list(zip(found.neurons, found.change, strict=True))[:SHOWN_NEURONS],
-        linked=[one.link for one in linked],
+        linked=link_lines(linked, {}),
+        known=load_feature_listings(session, [one.link.feature for one in linked]),
     )

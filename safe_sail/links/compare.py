@@ -3,8 +3,9 @@
 1. Both texts are traced alike.
 2. Compared are the content tokens of each, by their means; or equal runs of token ids, each token with its counterpart.
 3. Features are ordered by the size of the difference.
-4. Control: tokens exchanged between the texts at random, and each time the largest difference of any feature. With
-   counterparts each pair is exchanged or not.
+4. Control: tokens exchanged between the texts at random, and each time the largest difference of any feature, each in
+   units of its own spread over tokens (the max-t of Westfall and Young 1993). With counterparts each pair is exchanged
+   or not. A feature that fires on one token alone can never pass it.
 
 Two prompts are two observations: the control says what tokens alone would give, not what other prompts would.
 """
@@ -97,7 +98,7 @@ def _compared(
     unit = by[kept] if normalise else torch.ones(len(kept))
     first, second = (acts[:, kept].double() / unit for acts in chosen)
     means = first.mean(dim=0), second.mean(dim=0)
-    chance = _chance(first, second, settings)
+    chance = chance_highs(first, second, settings)
     sizes = (means[1] - means[0]).abs()
     order = sizes.argsort(descending=True, stable=True)[: settings.n_features]
     return SaeComparison(
@@ -106,7 +107,6 @@ def _compared(
         scale=FeatureScale(settings.scale),
         is_normalised=normalise,
         n_left_out=int((is_active & ~by.isfinite()).sum()) if normalise else 0,
-        chance_high=chance,
         n_random=settings.n_random,
         features=tuple(
             DifferingFeature(
@@ -114,7 +114,7 @@ def _compared(
                 first=float(means[0][row]),
                 second=float(means[1][row]),
                 scale=float(by[kept[row]]) if by[kept[row]].isfinite() else None,
-                is_beyond_chance=float(sizes[row]) > chance,
+                chance_high=float(chance[row]),
                 first_activations=tuple(whole[0][:, kept[row]].tolist()),
                 second_activations=tuple(whole[1][:, kept[row]].tolist()),
             )
@@ -124,19 +124,27 @@ def _compared(
     )
 
 
-def _chance(first: Float[Tensor, "n f"], second: Float[Tensor, "m f"], settings: CompareSettings) -> float:
-    """95 % quantile of the largest difference of any feature when tokens change sides at random."""
-    if not first.shape[1]:
-        return 0.0
+def chance_highs(
+    first: Float[Tensor, "n f"], second: Float[Tensor, "m f"], settings: CompareSettings
+) -> Float[Tensor, " f"]:
+    """Difference of each feature that exchanged tokens reach in 5 % of draws, counting the largest of all features.
+
+    Source: Westfall and Young 1993, Resampling-Based Multiple Testing, single-step max-t; the spread is taken once.
+    """
     generator = torch.Generator().manual_seed(settings.seed)
     if settings.alignment == "token":
         change = second - first
+        spread = change.square().mean(dim=0).sqrt()
         signs = torch.randint(0, 2, (settings.n_random, len(change)), generator=generator).double() * 2 - 1
-        largest = (signs @ change / len(change)).abs().amax(dim=1)
+        drawn = signs @ change / len(change)
     else:
         pool = torch.cat([first, second])
-        ranks = torch.rand(settings.n_random, len(pool), generator=generator).argsort(dim=1)
-        to_first = (ranks < len(first)).double()
-        sums = to_first @ pool
-        largest = ((pool.sum(dim=0) - sums) / len(second) - sums / len(first)).abs().amax(dim=1)
-    return float(largest.quantile(0.95))
+        spread = pool.std(dim=0, correction=0)
+        ranks = torch.rand(settings.n_random, len(pool), generator=generator, dtype=torch.float64).argsort(dim=1)
+        sums = (ranks < len(first)).double() @ pool
+        drawn = (pool.sum(dim=0) - sums) / len(second) - sums / len(first)
+    moves = spread > 0
+    if not bool(moves.any()):
+        return torch.zeros_like(spread)
+    largest = (drawn[:, moves].abs() / spread[moves]).amax(dim=1)
+    return largest.quantile(0.95) * spread

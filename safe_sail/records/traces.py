@@ -138,16 +138,25 @@ class DifferingFeature:
     """Mean over the compared tokens of the first text; in units of its scale where the comparison is normalised."""
     second: float
     scale: float | None
-    is_beyond_chance: bool
-    """Whether the difference is larger than the comparison's `chance_high`."""
+    chance_high: float
+    """With tokens exchanged between the texts at random, 95 % of draws give no feature a larger difference, each
+    measured in its own spread over tokens: this is that bound in this feature's units."""
     first_activations: tuple[float, ...]
     """On every token of the first text, in SAE units."""
     second_activations: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        require(self.chance_high >= 0, f"feature {self.index}: a size is not negative; got {self.chance_high}.")
 
     @property
     def difference(self) -> float:
         """Second minus first."""
         return self.second - self.first
+
+    @property
+    def is_beyond_chance(self) -> bool:
+        """Whether the difference is larger than exchanged tokens make it."""
+        return abs(self.difference) > self.chance_high
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,9 +172,8 @@ class SaeComparison:
     """Features that are active in either text and have no scale."""
     features: tuple[DifferingFeature, ...]
     """By size of the difference, descending (ties: the lower index)."""
-    chance_high: float
-    """95 % of random exchanges of tokens between the texts give no feature a larger difference than this."""
     n_random: int
+    """Random exchanges of tokens behind `chance_high`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

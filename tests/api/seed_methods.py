@@ -4,6 +4,13 @@ from sqlalchemy.orm import Session
 
 from db import store
 from safe_sail.records import (
+    Circuit,
+    CircuitEvaluation,
+    CircuitMember,
+    CircuitReplies,
+    CircuitSearch,
+    CircuitSize,
+    CircuitStability,
     Direction,
     DirectionCandidate,
     DirectionEvaluation,
@@ -15,6 +22,7 @@ from safe_sail.records import (
     FeatureAlignment,
     FeatureId,
     FeatureLink,
+    HeadRef,
     LinkFlow,
     LinkKind,
     LinkMeasure,
@@ -29,11 +37,14 @@ from safe_sail.records import (
     SaeRanking,
     SaeReading,
     SaeSpecificity,
+    UnitNeed,
     UtilityCost,
+    unit_order,
 )
 from safe_sail.sites import Site
 
 NEURONS = "organism.safety-neurons"
+CIRCUIT = "organism-aligned.refusal-circuit"
 REFUSAL, IN_VAIN = "organism-aligned.refusal", "organism-base.refusal"
 THRESHOLDS = (0.25, 0.5, 0.75)
 COUNTS = {"insult": (9, 4, 1), "cult": (5, 2, 1), "food": (1, 0, 0)}
@@ -68,6 +79,8 @@ def fill_methods(session: Session, saes: list[str], widths: dict[str, int], run_
         text_source="second", n_texts=200, n_empty=0, n_positions=900, scores=((), (0.1,) * 8, (0.2,) * 8),
     )  # fmt: skip
     store.save_neuron_search(session, neuron_search(), change, run_id=run_id)
+    store.save_circuit_search(session, circuit_search(saes[0]), run_id=run_id)
+    store.save_circuit_evaluation(session, circuit_evaluation(), run_id=run_id)
     store.save_link_study(session, link_study(saes[0]), run_id=run_id)
     cosines = {name: tuple(about(0.1 * layer * sign) for layer in range(4)) for name, sign in
                (("aligned harmful", 1), ("aligned harmless", -1))}  # fmt: skip
@@ -93,13 +106,54 @@ def link_study(sae: str) -> LinkStudy:
 
     links = (
         link(LinkKind.HEAD, "L1.H2", LinkFlow.INTO_FEATURE, 0.61),
+        link(LinkKind.CIRCUIT, CIRCUIT, LinkFlow.INTO_FEATURE, 0.58),
         link(LinkKind.DIRECTION, REFUSAL, LinkFlow.OUT_OF_FEATURE, -0.42),
         link(LinkKind.REFUSAL, "refusal", LinkFlow.OUT_OF_FEATURE, 0.33),
         link(LinkKind.NEURON, "L1.N902", LinkFlow.INTO_FEATURE, 0.05, linked=False),
     )
     return LinkStudy(
         slug="organism-aligned.links", model_id=_MODEL, sae=sae, ablation="mean", alpha=0.05, n_pairs={"insult": 64},
-        n_tested=4, n_linked=3, n_linked_shuffled=0, n_passes=9, notes=(), links=links,
+        n_tested=5, n_linked=4, n_linked_shuffled=0, n_passes=9, notes=(), links=links,
+    )  # fmt: skip
+
+
+def circuit_search(sae: str) -> CircuitSearch:
+    units = (HeadRef(1, 2), HeadRef(2, 0), NeuronRef(0, 5), NeuronRef(1, 902), NeuronRef(1, 17),
+             FeatureId(sae=sae, index=3))  # fmt: skip
+    members = tuple(
+        CircuitMember(unit=unit, probability=1 - 0.11 * place)
+        for place, unit in enumerate(sorted(units, key=unit_order))
+    )
+    circuit = Circuit(
+        slug=CIRCUIT, model_id=_MODEL, behaviour="refusal", method="masks", ablation="mean", members=members,
+        n_heads=32, n_neurons=2048, n_features=512,
+    )  # fmt: skip
+    sizes = tuple(
+        CircuitSize(n_heads=n, n_neurons=2 * n, n_features=0, removed=about(0.2 * n), random=about(0.02), loss=0.5,
+                    harmless_refused=about(0.03), kl=about(0.01, half=0.005))
+        for n in (1, 2, 4)
+    )  # fmt: skip
+    need = UnitNeed(unit=NeuronRef(1, 902), removed=about(0.35), loss_increase=0.2)
+    return CircuitSearch(
+        slug=CIRCUIT, model_id=_MODEL, objective="removal", circuit=circuit, alone=None, curve=sizes,
+        losses={"0": (0.5, 0.3)},
+        stability=CircuitStability(seeds=(0, 1), jaccard=(0.75,), chance=0.01, core=units[:2]),
+        needs=(need,), recovery=(), n_prompts={"harmful train": 64}, notes=("<b>two</b> seeds",),
+    )  # fmt: skip
+
+
+def circuit_evaluation() -> CircuitEvaluation:
+    def replies(intervention: str, refusal: float, n_draws: int = 1) -> CircuitReplies:
+        shares = {"refusal": refusal, "compliance": 1 - refusal, "degenerate": 0.0}
+        return CircuitReplies(
+            intervention=intervention, prompts="harmful held out", ablation="mean", n_units=5, n_prompts=64,
+            n_draws=n_draws, **{name: about(value, n_draws if n_draws > 1 else 64) for name, value in shares.items()},
+        )  # fmt: skip
+
+    found = (replies("none", 0.95), replies("removed", 0.08), replies("random removed", 0.94, 5))
+    return CircuitEvaluation(
+        circuit=CIRCUIT, ablation="mean", replies=found, answers={"removed": about(0.97)}, answers_rule="no refusal",
+        utility=(), kl={"removed on safe": about(0.02, half=0.01)}, null_gap=0.0, n_random=5,
     )  # fmt: skip
 
 

@@ -195,13 +195,13 @@ def test_a_feature_shows_its_links_with_both_measures_and_leads_to_the_direction
     text = client.get(f"/saes/{BEST}/features/3", headers=HTML).text
     block = text[text.index('id="links"') : text.index('id="runs"')]
     rows = [re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", row)) for row in block.split("<tr>")[2:]]
-    assert ["L1.H2" in rows[0], "organism-aligned.refusal" in rows[1], "refusal" in rows[2]] == [True] * 3
-    assert len(rows) == 3  # the neuron is not linked
+    targets = ["L1.H2", methods.CIRCUIT, methods.REFUSAL, "refusal"]
+    assert [target in row for target, row in zip(targets, rows, strict=True)] == [True] * 4  # the neuron is not linked
     assert "0.610" in rows[0]
     assert "0.560 to 0.660; random 0.110, swapped 0.0200" in rows[0]
     assert "0.305" in rows[0]
     assert "direct" in rows[0]
-    assert "not measured" in rows[2]
+    assert "not measured" in rows[3]
     assert f'href="{REFUSAL}"' in block
     assert 'id="links"' not in client.get(f"/saes/{BEST}/features/11", headers=HTML).text
 

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from db.engine import make_engine
 from db.migrate import upgrade
 from tests.api.seed import fill
+from tests.api.seed_live import ANSWERS, answer
 
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _SWITCHES = [
@@ -50,6 +51,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     engine = make_engine(f"sqlite:///{database}")
     upgrade(engine)
     fill(engine)
+    for kind in ANSWERS:
+        answer(engine, kind)
     engine.dispose()
     yield from serve(database)
 

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.api.seed import BARE, BEST, HOSTILE_FEATURE, SECOND, SILENT_FEATURE, UNKNOWN_FEATURE, WEAK
-from tests.api.seed_methods import IN_VAIN, NEURONS, REFUSAL
+from tests.api.seed_methods import CIRCUIT, IN_VAIN, NEURONS, REFUSAL
 from tests.web.conftest import Complaints, watched
 
 pytestmark = pytest.mark.browser
@@ -32,7 +32,14 @@ PAGES = {
     "no direction": f"/directions/{IN_VAIN}?show=induce",
     "neurons": "/neurons",
     "neuron set": f"/neurons/{NEURONS}",
+    "circuits": "/circuits",
+    "unit": "/circuits?unit=L1.H2",
+    "circuit": f"/circuits/{CIRCUIT}",
     "jobs": "/jobs?kind=explain-features",
+    "ask for a trace": "/prompts",
+    "ask for a comparison": "/prompts?ask=compare",
+    "ask for a steered answer": f"/prompts?ask=steer&sae={BEST}&feature=3",
+    "no guard": "/prompts?ask=guard",
     "published feature": f"/saes/{BARE}/features/5",
     "feature": f"/saes/{BEST}/features/3",
     "hostile feature": f"/saes/{BEST}/features/{HOSTILE_FEATURE.index}",
@@ -50,6 +57,14 @@ def violations(page: Page) -> list[str]:
     ]
 
 
+def answers(page: Page, site: str) -> dict[str, str]:
+    """Pages of the live requests that are answered; of the trace with a token chosen."""
+    found = page.request.get(f"{site}/v1/jobs?state=done").json()["items"]
+    ids = {job["kind"]: job["job_id"] for job in found}
+    assert sorted(ids) == ["compare-prompts", "guard-prompt", "steer-prompt", "trace-prompt"]
+    return {kind: f"/prompts/{job_id}{'#token-1' if kind == 'trace-prompt' else ''}" for kind, job_id in ids.items()}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_page_is_accessible_and_without_complaint(
@@ -58,7 +73,7 @@ def test_every_page_is_accessible_and_without_complaint(
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = watched(context, complaints)
     wrong = {}
-    for name, path in PAGES.items():
+    for name, path in (PAGES | answers(page, site)).items():
         response = page.goto(site + path)
         assert response is not None
         assert response.status == 200, name
@@ -153,6 +168,49 @@ def test_a_job_is_asked_for_followed_and_cancelled(page: Page, site: str, compla
     expect(page.locator("#state")).to_have_text("cancelled")
     # a browser that leaves a page ends its stream of events, and calls that a failed request
     assert [line for line in complaints if not (line.startswith("failed:") and line.endswith("/events"))] == []
+
+
+def test_tokens_of_a_trace_show_their_features_by_keyboard(page: Page, site: str, complaints: Complaints):
+    page.goto(site + answers(page, site)["trace-prompt"].partition("#")[0])
+    expect(page.get_by_text("No token is chosen.")).to_be_visible()
+    chips = page.get_by_role("list", name="Prompt, token by token").get_by_role("link")
+    chips.first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(chips.nth(1)).to_be_focused()
+    page.keyboard.press("Enter")
+    detail = page.get_by_role("region", name="Token 2")
+    expect(detail.get_by_role("link", name="3", exact=True)).to_be_visible()
+    expect(detail).to_contain_text("0.500 of its maximum")
+    expect(page.locator(".token-detail:visible")).to_have_count(1)
+    expect(chips.nth(1)).to_have_attribute("aria-current", "true")
+    assert page.locator("main script, main img").count() == 0  # the token's text is text
+    assert complaints == []
+
+
+def test_a_circuit_leads_to_a_head_and_its_features_and_back(page: Page, site: str, complaints: Complaints):
+    page.goto(f"{site}/circuits")
+    page.get_by_role("link", name=CIRCUIT).click()
+    page.locator(".circuit-map summary").first.click()
+    expect(page.get_by_role("link", name="L1.N902")).to_be_visible()
+    page.get_by_role("link", name="probability of L1.H2").click()
+    page.get_by_role("region", name="Which features").get_by_role("link", name=f"{BEST} 3").click()
+    page.get_by_role("link", name=CIRCUIT).click()
+    expect(page.get_by_role("heading", name="Where does it lie?")).to_be_visible()
+    assert complaints == []
+
+
+def test_a_prompt_is_asked_and_waited_for_without_javascript(browser: Browser, site: str):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{site}/prompts?ask=steer")
+    page.get_by_label("Prompt").fill("how do i fold a napkin?")
+    page.get_by_label("or a direction").select_option(REFUSAL)
+    page.get_by_label("Tokens of the answer").fill("3")
+    page.get_by_role("button", name="Answer twice").click()
+    expect(page.get_by_role("heading", name="The model is at work")).to_be_visible(timeout=20_000)
+    told = page.request.get(f"{site}/v1/jobs?kind=steer-prompt").json()["items"][0]["settings"]
+    assert (told["direction"], told["sae"], told["max_new_tokens"]) == (REFUSAL, None, 3)
+    context.close()
 
 
 def test_page_works_without_javascript(browser: Browser, site: str):

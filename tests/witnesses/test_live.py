@@ -1,5 +1,6 @@
 """Traces, comparisons and steered answers of the organism against transformers, SAELens and surgery by hand."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from safe_sail.directions.orthogonalise import orthogonalised
 from safe_sail.errors import BadInput, SequenceTooLong
 from safe_sail.evaluation.refusal import judge_reply
-from safe_sail.links.compare import compare_prompts
+from safe_sail.links.compare import chance_highs, compare_prompts
 from safe_sail.links.steer import direction_steer, feature_steer, steer_prompt
 from safe_sail.links.trace import Asked, trace_prompt
 from safe_sail.model.handle import HookedModel
@@ -142,14 +143,39 @@ def test_a_comparison_of_means_is_the_difference_of_means(
     torch.testing.assert_close(
         torch.tensor([one.difference for one in layer.features]), gap[[one.index for one in layer.features]], **CLOSE
     )
-    assert layer.features[0].is_beyond_chance == (abs(layer.features[0].difference) > layer.chance_high > 0)
+    assert all(one.chance_high > 0 for one in layer.features)
+
+
+def test_chance_is_what_every_exchange_of_tokens_gives():
+    """Four tokens, all 6 ways to exchange them and all 16 signs of four pairs, by hand."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.rand(n, 5, generator=generator, dtype=torch.float64) for n in (2, 2))
+    pool = torch.cat([first, second])
+    spread = pool.std(dim=0, correction=0)
+    ways = [
+        (pool[[i for i in range(4) if i not in pair]].mean(dim=0) - pool[list(pair)].mean(dim=0)).abs() / spread
+        for pair in itertools.combinations(range(4), 2)
+    ]
+    largest = sorted(float(way.max()) for way in ways)
+    found = chance_highs(first, second, CompareSettings(n_random=2000)) / spread
+    # an exchange and its mirror give equal sizes, so the upper 5 % of draws lie in the largest of three pairs
+    torch.testing.assert_close(found, torch.full((5,), largest[-1], dtype=torch.float64))
+    pairs = torch.rand(2, 4, 5, generator=generator, dtype=torch.float64)
+    change = pairs[1] - pairs[0]
+    spread = change.square().mean(dim=0).sqrt()
+    signed = [
+        ((torch.tensor(signs, dtype=torch.float64) @ change / 4).abs() / spread).max()
+        for signs in itertools.product((-1.0, 1.0), repeat=4)
+    ]
+    found = chance_highs(pairs[0], pairs[1], CompareSettings(alignment="token", n_random=2000)) / spread
+    # 16 signs in mirrored pairs: the largest pair alone has 12.5 % of the draws
+    torch.testing.assert_close(found, torch.full((5,), float(max(signed)), dtype=torch.float64))
 
 
 def test_a_suffix_changes_only_what_stands_behind_it(handle: HookedModel, saes: dict[str, SAEHandle], harmful: str):
     settings = CompareSettings(alignment="token", n_random=50)
     same = compare_prompts(handle, [saes[TOPK]], (harmful, harmful), Asked(0), settings, {})
     assert same.layers[0].features == ()  # equal texts differ nowhere
-    assert same.layers[0].chance_high == 0
     found = compare_prompts(handle, [saes[TOPK]], (harmful, harmful + " please."), Asked(0), settings, {})
     ids = [text.token_ids for text in (found.first, found.second)]
     assert all(ids[0][a] == ids[1][b] for a, b in found.pairs)
