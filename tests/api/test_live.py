@@ -83,12 +83,12 @@ def test_a_trace_is_answered_with_the_ids_that_transformers_generates(client: Te
 def test_the_next_request_finds_model_and_sae_loaded(client: TestClient, worker: Worker):
     told = {"prompt": HARMFUL, "saes": [SAE], "max_new_tokens": 16}
     client.post("/v1/trace?wait=60", json=told)
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert client.post("/v1/trace?wait=60", json=told).status_code == 200
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1  # measured 0.2 s; loading the SAE alone takes longer than this bound
+    model, sae = (list(kept._kept.values()) for kept in (worker.loaded.models, worker.loaded.saes))
+    start = time.process_time()  # of service and worker alike, which are threads here
+    assert client.post("/v1/trace?wait=60", json=told).status_code == 200
+    assert time.process_time() - start < 1  # measured 0.2 s of work, whatever else the machine does
+    now = [list(kept._kept.values()) for kept in (worker.loaded.models, worker.loaded.saes)]
+    assert [id(one) for one in now[0] + now[1]] == [id(one) for one in model + sae]
 
 
 def test_two_prompts_are_compared_and_an_answer_is_steered(client: TestClient, worker: Worker):
