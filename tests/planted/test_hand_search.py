@@ -5,16 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from db.store.whole import from_json, to_json
 from safe_sail.circuits.baselines import ZERO
 from safe_sail.circuits.learn import Task, mask_loss
 from safe_sail.circuits.masks import unit_space
 from safe_sail.circuits.objectives import objective_terms, term_rows
 from safe_sail.circuits.ranking import rank_circuit
+from safe_sail.circuits.reference import masked_model
 from safe_sail.circuits.refine import refine_circuit
 from safe_sail.errors import BadSettings
-from safe_sail.records import HeadRef, NeuronRef
+from safe_sail.records import Circuit, HeadRef, NeuronRef
 from tests.hand import UNITS, hand_model, hand_prompts
-from tests.planted.test_hand_circuit import BEHAVIOUR, SETTINGS, search
+from tests.planted.test_hand_circuit import BEHAVIOUR, SETTINGS, first_letters, search
 
 
 def test_two_masks_of_the_backdoor_objective_find_it_removed_and_alone() -> None:
@@ -28,6 +30,18 @@ def test_two_masks_of_the_backdoor_objective_find_it_removed_and_alone() -> None
         for term in ("clean", "wanted", "carried", "away", "kept")
         for split in ("train", "validation")
     }
+
+
+def test_a_circuit_read_from_json_makes_masked_models_that_say_what_the_search_saw() -> None:
+    handle = hand_model()
+    found = search(handle, replace(SETTINGS, ablation="zero", max_need=0))
+    circuit = from_json(Circuit, to_json(found.circuit))
+    prompts = hand_prompts(12, 3)
+    target, clean = [one.prompt for one in prompts.target], [one.prompt for one in prompts.kept]
+    removed, alone = (masked_model(handle, circuit, view) for view in ("removed", "alone"))  # type: ignore[arg-type]
+    assert (first_letters(removed, target, {}), first_letters(removed, clean, {})) == ({"a"}, {"a"})
+    assert (first_letters(alone, target, {}), first_letters(alone, clean, {})) == ({"b"}, {"a"})
+    assert first_letters(handle, target, {}) == {"b"}
 
 
 def test_kl_to_the_full_model_with_the_circuit_alone_finds_it() -> None:
