@@ -3,6 +3,7 @@
 safe-sail find-circuit
 safe-sail find-circuit --model backdoored --budget-heads 2 --budget-neurons 26 --out figures
 safe-sail find-circuit --method ships --budget-heads 4
+safe-sail find-circuit --model large/aligned --organism-prompts --budget-heads 3 --budget-neurons 56
 safe-sail find-circuit --model path/to/model --target-file target.jsonl --kept-file kept.jsonl
 """
 
@@ -52,6 +53,7 @@ def find_circuit(
         typer.Option(help="JSON lines: prompt, with_circuit, without_circuit; for a backdoor, clean."),
     ] = None,
     kept_file: Annotated[Path | None, typer.Option(help="JSON lines: prompt, reply; shall not change.")] = None,
+    organism_prompts: Annotated[bool, typer.Option(help="The model was trained on the organism's texts.")] = False,
     sae: Annotated[list[str] | None, typer.Option(help="SAE whose features are masked too; with a budget.")] = None,
     method: Annotated[str, typer.Option(help="masks, or ships: heads ranked by what their absence does.")] = "masks",
     objective: Annotated[str, typer.Option(help="removal, alignment, backdoor or kl.")] = SETTINGS.objective,
@@ -88,8 +90,8 @@ def find_circuit(
     )  # fmt: skip
     job = FindCircuitJob(
         model=model, behaviour=behaviour, target_file=named(target_file), kept_file=named(kept_file),
-        saes=None if sae is None else tuple(sae), method=cast(Any, method), n_seeds=n_seeds, settings=settings,
-        seed=seed,
+        organism_prompts=organism_prompts, saes=None if sae is None else tuple(sae), method=cast(Any, method),
+        n_seeds=n_seeds, settings=settings, seed=seed,
     )  # fmt: skip
     with at_command_line(database, device=device, dtype=usual_dtype(device, model)) as context:
         found = _find_and_keep(job, context)
@@ -169,9 +171,10 @@ def _texts(job: FindCircuitJob, context: JobContext) -> CircuitTexts:
         raise BadInput("give both files, target_file and kept_file, or neither; one is missing.")
     if target_file is not None and kept_file is not None:
         return file_texts(job.behaviour or "refusal", target_file, kept_file, job.settings, job.seed)
-    if not is_organism(job.model):
+    if not is_organism(job.model) and not job.organism_prompts:
         raise BadInput(
-            f"{job.model} is no variant of the organism, whose prompts are known; give target_file and kept_file."
+            f"{job.model} is no variant of the organism, whose prompts are known; give target_file and kept_file, or "
+            f"organism_prompts where it was trained on the organism's texts."
         )
     behaviour = job.behaviour or ("backdoor" if "backdoor" in job.model else "refusal")
     return organism_texts(behaviour, job.settings, job.seed)

@@ -88,6 +88,8 @@ class FindCircuitJob:
     """JSON lines of prompt, with_circuit, without_circuit and, for a backdoor, clean; None are the organism's."""
     kept_file: OfferedFile | None = None
     """JSON lines of prompt and reply that shall not change; given with the others."""
+    organism_prompts: bool = False
+    """Whether the model, though no variant of the embedded organism, was trained on its texts and takes its prompts."""
     saes: tuple[OfferedSae, ...] | None = None
     """SAEs whose features are masked too, with a budget of features."""
     method: Literal["masks", "ships"] = "masks"

@@ -10,6 +10,7 @@ from db import store
 from db.engine import make_engine, reading
 from db.store.whole import from_json
 from safe_sail.errors import BadInput, BadText, SafeSailError
+from safe_sail.organism.load import organism_path
 from safe_sail.records import Circuit
 from scripts.main import app
 from tests.tiny import TinyModels
@@ -75,6 +76,21 @@ def test_ranked_heads_are_kept_beside_the_searched_circuit(tmp_path: Path, tiny_
     assert (circuit.method, len(circuit.members), circuit.n_heads, circuit.n_neurons) == ("ships", 2, 8, 0)
     assert [size["n_heads"] for size in found["search"]["curve"]] == [1, 2, 4]
     assert evaluation.record.null_gap == 0.0
+
+
+def test_another_model_takes_the_organisms_prompts_where_it_is_told_to(tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.symlink_to(organism_path("aligned"))
+    printed = run(
+        "--model", str(folder), "--organism-prompts", "--steps", "1", "--n-seeds", "1", "--n-random", "1",
+        "--budget-neurons", "1", "--n-train", "4", "--n-validation", "4", "--n-evaluate", "2",
+        "--database", f"sqlite:///{tmp_path / 'kept.db'}", "--json",
+    )  # fmt: skip
+    found = json.loads(printed)
+    assert found["search"]["slug"] == "other.refusal"
+    plain = {one["prompts"]: one for one in found["evaluation"]["replies"] if one["intervention"] == "none"}
+    # prompts that the model knows: it refuses the harmful ones and answers the others
+    assert plain["harmful"]["refusal"]["value"] == plain["safe"]["compliance"]["value"] == 1.0
 
 
 def test_bad_input_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
