@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 
-from api import problems
+from api import metrics, problems
 from api.access import Buckets, require_access
 from api.deps import refuse_unknown_parameters
 from api.direct import DirectAnswers
@@ -53,7 +53,12 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
         middleware=[
-            Middleware(RequestFrame, allowed_hosts=settings.allowed_hosts, max_body_bytes=settings.max_body_bytes),
+            Middleware(
+                RequestFrame,
+                allowed_hosts=settings.allowed_hosts,
+                max_body_bytes=settings.max_body_bytes,
+                seconds=settings.request_seconds,
+            ),
             Middleware(ShortLane),
         ],
     )
@@ -63,11 +68,13 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.state.direct = DirectAnswers(engine)
     app.state.settings = settings
     app.state.buckets = Buckets()
+    app.state.metrics = metrics.Metrics(engine)
     strict = [Depends(refuse_unknown_parameters)]
     app.include_router(health.router, dependencies=strict)
     strict = [Depends(require_access), *strict]
     for part in (models, saes, features, concepts, runs, methods, exports, jobs, live):
         app.include_router(part.router, prefix="/v1", dependencies=strict)
+    app.include_router(metrics.router, dependencies=strict)
     app.include_router(pages.router, dependencies=strict, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC_FOLDER), name="static")
     problems.install(app)

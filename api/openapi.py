@@ -58,6 +58,7 @@ def _declare_problems(document: dict[str, Any]) -> None:
             responses["421"] = _problem(_HOST_REFUSED)
             responses["422"] = _problem(PROBLEMS[BadInput].title + ".")
             responses["503"] = _problem(PROBLEMS[DatabaseUnreachable].title + ".")
+            responses["504"] = _problem(BY_STATUS[504].title + ".")
             names_something = {"path", "concept", "sae"} & {
                 key for parameter in operation.get("parameters", ()) for key in (parameter["in"], parameter["name"])
             }

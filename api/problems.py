@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from api.logs import LOGGER
 from api.pages.render import render
 from safe_sail.errors import (
     BadInput,
@@ -30,11 +31,11 @@ from safe_sail.errors import (
     StoreError,
 )
 
-logger = logging.getLogger("safe_sail.api")
+logger = logging.getLogger(LOGGER)
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:safe-sail:problem:"
-JSON_PATHS = ("/v1", "/livez", "/readyz", "/openapi.json")
+JSON_PATHS = ("/v1", "/livez", "/readyz", "/metrics", "/openapi.json")
 
 
 class ProblemKind(NamedTuple):
@@ -69,6 +70,7 @@ BY_STATUS: Mapping[int, ProblemKind] = {
     413: ProblemKind(413, "too-large", "The request's body is too large"),
     421: ProblemKind(421, "host-not-allowed", "This service does not answer to this host name"),
     429: ProblemKind(429, "too-many-requests", "Too many requests"),
+    504: ProblemKind(504, "took-too-long", "The answer took too long"),
 }
 
 

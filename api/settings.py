@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api.logs import LogForm
 from api.offers import Offers
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
@@ -53,6 +54,12 @@ class ServiceSettings(BaseSettings):
     reads_per_minute: int = Field(default=6000, ge=1, description="GET requests that one API key may make a minute.")
     writes_per_minute: int = Field(default=120, ge=1, description="Other requests that one API key may make a minute.")
     max_body_bytes: int = Field(default=2**20, ge=1, description="Bytes of a request's body at most.")
+    request_seconds: float = Field(
+        default=60.0, gt=0, description="Time in which an answer must begin; a longer one is given up with a 504."
+    )
+    log: LogForm = Field(
+        default="off", description="A line for each request on standard error: off, text or json; mistakes always."
+    )
     default_limit: int = Field(default=50, ge=1, le=200, description="Items on one page of the web page's lists.")
 
     @field_validator("allowed_hosts")

@@ -18,6 +18,7 @@ import typer
 import uvicorn
 from sqlalchemy import Engine
 
+from api.logs import log_to
 from api.main import create_app
 from api.settings import LOOPBACK_NAMES, ServiceSettings, listens_on_loopback
 from db.engine import database_name, make_engine, reading
@@ -52,6 +53,7 @@ def serve(
     if not listens_on_loopback(host):
         _require_keys(engine, settings)
     engine.dispose()
+    log_to(settings.log)
     app = create_app(settings)
     with _listen(host, port) as door:
         address = f"[{host}]" if ":" in host else host

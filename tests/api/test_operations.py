@@ -1,0 +1,189 @@
+"""What a monitor reads, what the log holds and never holds, and answers that take too long."""
+
+import io
+import json
+import logging
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from api.logs import LOGGER, log_to, without_keys
+from api.main import create_app
+from api.settings import ServiceSettings
+from db import jobs
+from db.engine import make_engine, writing
+from db.keys import Scope, create_key
+from tests.api.seed import BEST
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    logger = logging.getLogger(LOGGER)
+    before = (list(logger.handlers), logger.propagate, logger.level)
+    stream = io.StringIO()
+    log_to("json", stream)
+    yield stream
+    logger.handlers[:], logger.propagate = before[:2]
+    logger.setLevel(before[2])
+
+
+def samples(client: TestClient) -> dict[tuple[str, ...], float]:
+    answer = client.get("/metrics")
+    assert answer.status_code == 200, answer.text
+    found = {}
+    for family in text_string_to_metric_families(answer.text):
+        for one in family.samples:
+            found[one.name, *(f"{name}={value}" for name, value in sorted(one.labels.items()))] = one.value
+    return found
+
+
+def test_requests_are_counted_by_route_and_status(own_client: TestClient):
+    for index in (3, 7, 9999):
+        own_client.get(f"/v1/saes/{BEST}/features/{index}")
+    own_client.get(f"/v1/saes/{BEST}")
+    for number in range(3):
+        own_client.get(f"/nothing/{number}")
+    found = samples(own_client)
+    name, feature = "safe_sail_requests_total", "route=/v1/saes/{sae}/features/{index}"
+    assert found[name, "method=GET", feature, "status=200"] == 2
+    assert found[name, "method=GET", feature, "status=404"] == 1
+    assert found[name, "method=GET", "route=/v1/saes/{sae}", "status=200"] == 1
+    assert found[name, "method=GET", "route=none", "status=404"] == 3
+    assert found["safe_sail_request_seconds_count", "method=GET", feature] == 3
+    assert not any("nothing" in part for key in found for part in key)
+
+
+def test_jobs_are_counted_by_state(own_client: TestClient, tmp_path: Path):
+    assert samples(own_client)["safe_sail_jobs", "state=queued"] == 0
+    engine = make_engine(f"sqlite:///{tmp_path / 'store.db'}")
+    with writing(engine) as session:
+        for _ in range(2):
+            jobs.enqueue(session, "score-saes", {})
+    engine.dispose()
+    time.sleep(0.01)
+    found = samples(own_client)
+    assert found["safe_sail_jobs", "state=queued"] == 2
+    assert found["safe_sail_jobs", "state=running"] == 0
+    assert 0 < found[("safe_sail_oldest_queued_job_seconds",)] < 60
+
+
+def test_metrics_need_the_widest_scope_beyond_this_machine(tmp_path: Path, database_url: str):
+    path = tmp_path / "store.db"
+    path.write_bytes(Path(database_url.removeprefix("sqlite:///")).read_bytes())
+    engine = make_engine(f"sqlite:///{path}")
+    with writing(engine) as session:
+        keys = {scope: create_key(session, "k", scope) for scope in Scope}
+    engine.dispose()
+    settings = ServiceSettings(database_url=f"sqlite:///{path}", host="0.0.0.0")
+    with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
+        statuses = {
+            scope: client.get("/metrics", headers={"X-API-Key": key}).status_code for scope, key in keys.items()
+        }
+        assert statuses == {Scope.READ: 403, Scope.WRITE: 403, Scope.ADMIN: 200}
+        assert client.get("/metrics").status_code == 401
+
+
+def test_a_request_is_a_line_of_json(client: TestClient, log: io.StringIO):
+    client.get(f"/v1/saes/{BEST}/features/3?", headers={"X-Request-ID": "abc"})
+    (line,) = map(json.loads, log.getvalue().splitlines())
+    assert line["event"] == "request"
+    assert line["request_id"] == "abc"
+    assert line["route"] == "/v1/saes/{sae}/features/{index}"
+    assert (line["status"], line["method"], line["level"]) == (200, "GET", "info")
+    assert line["ms"] > 0
+
+
+KEY = "sail_0123456789ab_" + "S3cr3t-_" * 5 + "xyz"
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_key_never_gets_into_the_log(database_url: str, log: io.StringIO, form: str):
+    log_to(form, log)  # type: ignore[arg-type]
+    app = create_app(ServiceSettings(database_url=database_url))
+
+    @app.get("/fails/{what}")
+    async def fails(what: str) -> None:
+        raise RuntimeError(f"cannot use {what} nor {KEY}")
+
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        for headers in ({"Authorization": f"Bearer {KEY}"}, {"X-API-Key": KEY}, {"X-Request-ID": KEY}, {}):
+            for address in (
+                f"/v1/saes/{KEY}",
+                f"/v1/saes?model={KEY}",
+                f"/fails/{KEY}",
+                "/v1/saes/" + KEY.replace("_", "%5F"),
+            ):
+                client.get(address, headers=headers)
+    said = log.getvalue()
+    assert said.count("cannot use") >= 3
+    assert "sail_0123456789ab_[secret]" in said, "the log has lines that would have held the key"
+    assert "S3cr3t" not in said
+
+
+def test_every_real_key_is_cut(tmp_path: Path, database_url: str):
+    path = tmp_path / "store.db"
+    path.write_bytes(Path(database_url.removeprefix("sqlite:///")).read_bytes())
+    engine = make_engine(f"sqlite:///{path}")
+    with writing(engine) as session:
+        keys = [create_key(session, "k", Scope.READ) for _ in range(50)]
+    engine.dispose()
+    for key in keys:
+        secret = key.split("_", 2)[2]
+        assert secret not in without_keys(f"({key})")
+        assert re.fullmatch(r"a sail_[0-9a-f]{12}_\[secret\] b", without_keys(f"a {key} b"))
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+def test_an_answer_that_takes_too_long_is_given_up(database_url: str, kind: str):
+    app = create_app(ServiceSettings(database_url=database_url, request_seconds=0.5))
+    ended = slow_routes(app)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        assert client.get("/nothing").status_code == 404  # the framework builds its routes at the first request
+        answer = client.get(f"/slow/{kind}")
+        assert (answer.status_code, answer.json()["type"]) == (504, "urn:safe-sail:problem:took-too-long")
+        assert answer.headers["retry-after"] == "10"
+        assert answer.headers["x-request-id"] == answer.json()["request_id"]
+        stream = client.get("/slow/stream")
+        assert (stream.status_code, stream.text) == (200, "abc"), "a stream that has begun may go on"
+        assert client.get("/livez").status_code == 200
+    until = time.monotonic() + 10
+    while kind == "thread" and not ended and time.monotonic() < until:
+        time.sleep(0.05)
+    assert ended == (["thread"] if kind == "thread" else []), "a route in the loop is cancelled"
+
+
+def slow_routes(app: FastAPI) -> list[str]:
+    import asyncio
+
+    from fastapi.responses import StreamingResponse
+
+    ended: list[str] = []
+
+    @app.get("/slow/async")
+    async def wait() -> str:
+        await asyncio.sleep(5)
+        ended.append("async")
+        return "late"
+
+    @app.get("/slow/thread")
+    def block() -> str:
+        time.sleep(1.5)
+        ended.append("thread")
+        return "late"
+
+    @app.get("/slow/stream")
+    async def stream() -> StreamingResponse:
+        async def parts():
+            for part in "abc":
+                yield part
+                await asyncio.sleep(0.3)
+
+        return StreamingResponse(parts())
+
+    return ended
