@@ -42,6 +42,8 @@ SafeSailError
 │   ├── CompletionMissing         a prompt has no completion to contrast the models on
 │   ├── NoEffect                  two models score the same, so that no share of their difference can be told
 │   └── GuardUnfit                a guard cannot be trained, read or used
+├── ServiceProblem                the service refused a client's request; holds the problem's fields
+├── ServiceUnreachable            nothing answers at the service's address
 ├── JobFailed                     a live request could not be answered, for a reason that is not the request's
 ├── WorkerLost                    a cluster's workers do not start, or die at the same work again and again
 ├── OrganismBehaviourError        a rebuilt model organism misses a behaviour bar, so nothing was written
@@ -291,3 +293,25 @@ class DatabaseUnreachable(StoreError):
 
 class SchemaOutOfDate(StoreError):
     """The database's revision is older or newer than this program."""
+
+
+class ServiceProblem(SafeSailError):
+    """The service refused a client's request, with the fields of its RFC 9457 problem."""
+
+    def __init__(
+        self, *, kind: str, status: int, title: str, detail: str, request_id: str, errors: tuple[str, ...]
+    ) -> None:
+        super().__init__(f"{detail or title} (HTTP {status}, {kind}, request {request_id})")
+        self.kind = kind
+        """Last part of the problem's `type`, as `not-found`; `http` for an answer that is no problem."""
+        self.status = status
+        self.title = title
+        self.detail = detail
+        self.request_id = request_id
+        """Also in the service's log."""
+        self.errors = errors
+        """Refused parts of the request, as `query.limit: Input should be less than 200`."""
+
+
+class ServiceUnreachable(SafeSailError):
+    """Nothing answers at the service's address, or the connection breaks off."""

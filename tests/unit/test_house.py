@@ -34,9 +34,10 @@ def test_models_are_loaded_at_one_door():
     assert files_that_match(r"AutoModel\w*\.from_pretrained") == {"safe_sail/model/load.py"}
 
 
-def test_the_environment_is_read_at_two_doors():
+def test_the_environment_is_read_at_three_doors():
     assert files_that_match(r"os\.environ|os\.getenv|envvar=|BaseSettings\b") <= {
         "api/settings.py",
+        "safe_sail/client.py",
         "scripts/options.py",
     }
 
