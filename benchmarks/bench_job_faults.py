@@ -4,6 +4,18 @@
 random moment of the job, starts them again at once, and counts at the end: explanations and successful ledger entries
 by feature, jobs (the client asks again with its idempotency key after each kill of the service), and requests at the
 endpoint, a real server on loopback that counts. SQLite as a file; PostgreSQL from the development extra's wheel.
+
+Two cores shared with other work (several times their load), Python 3.11, SQLite 3.40.1, PostgreSQL 16 of the wheel,
+2026-11-27; 16 requests in flight, an answer takes 50 ms (2 s while the service is killed), a lease lasts 1 s.
+
+| database | items | kills: worker, service | lost | doubled | wrong | jobs | attempts | asked again | seconds |
+|---|---|---|---|---|---|---|---|---|---|
+| SQLite | 2000 | 7, 3 | 0 | 0 | 0 | 1 | 7 | 91 | 775 |
+| PostgreSQL | 2000 | 7, 3 | 0 | 0 | 0 | 1 | 7 | 95 | 1202 |
+
+Nothing is lost and nothing doubled. What is asked again is what was in flight when a worker died, at most 16 a kill.
+Seven attempts and not eight: one of the kills, at the same moments of both runs, met a worker that held no job yet.
+Most of the seconds are workers that start.
 """
 
 import argparse

@@ -160,7 +160,7 @@ class WithoutFeatures(NamedTuple):
     logits: Float[Tensor, "batch vectors d_vocab"]
     """After each text's last token."""
     captures: dict[Site, Tensor]
-    """By asked site, at the last `n_last` tokens: [batch, vectors, n_last, ...]."""
+    """By asked site, at the tokens that were asked for: [batch, vectors, tokens, ...]."""
 
 
 @final
@@ -185,8 +185,13 @@ class FeatureAblator:
         owners: Sequence[int],
         sites: Sequence[Site] = (),
         n_last: int = 1,
+        *,
+        places: Int[Tensor, "batch kept"] | None = None,
     ) -> WithoutFeatures:
-        """With `activation of features[owners[v]] * vectors[v]` taken out, for each v; a zero vector takes nothing."""
+        """With `activation of features[owners[v]] * vectors[v]` taken out, for each v; a zero vector takes nothing.
+
+        Sites are read at the last `n_last` tokens, or at the columns that `places` names for each text.
+        """
         out, sae = self._sae.out_site, self._sae
         captured = self._handle.capture(part.batch, list({sae.site, out}))
         self.n_passes += 1
@@ -201,8 +206,9 @@ class FeatureAblator:
             run = self._run(rows_of(part.batch, list(range(n)) * len(some)), edited, sites)
             logits.append(run[0].reshape(len(some), n, -1).transpose(0, 1))
             for site in sites:
-                last = run[1][site][:, -n_last:]
-                seen[site].append(last.reshape(len(some), n, *last.shape[1:]).transpose(0, 1))
+                kept = run[1][site]
+                kept = kept[:, -n_last:] if places is None else values_at(kept, places.repeat(len(some), 1))
+                seen[site].append(kept.reshape(len(some), n, *kept.shape[1:]).transpose(0, 1))
         return WithoutFeatures(torch.cat(logits, 1), {site: torch.cat(found, 1) for site, found in seen.items()})
 
     def _run(self, batch: TokenBatch, edited: Tensor, sites: Sequence[Site]) -> tuple[Tensor, dict[Site, Tensor]]:

@@ -9,7 +9,8 @@ For each concept:
    kind.
 4. Features are ablated at the SAE's site: what changes along each direction and in the refusal metric, beside random
    vectors of the same length.
-5. Over all concepts: intervals, p-values, Benjamini-Hochberg; and everything again with texts shuffled within pairs.
+5. Features are ablated once more for the heads, neurons and parts of sets behind them (`readers`).
+6. Over all concepts: intervals, p-values, Benjamini-Hochberg; and everything again with texts shuffled within pairs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from safe_sail.errors import BadInput, BadSite
 from safe_sail.links.ablation import UnitAblator, unit_means, zero_values
 from safe_sail.links.effects import Target, directions_and_refusal, require_directions
 from safe_sail.links.judging import Effect, Tested, judged
+from safe_sail.links.readers import units_that_read
 from safe_sail.links.reading import Shares, direct_shares, sparse_layers
 from safe_sail.links.texts import PairedTexts, paired_texts
 from safe_sail.links.units import TestedUnits, UnitSet, choose_units, random_sets, upstream
@@ -89,8 +91,11 @@ def link_features(
             handle, sae, each.concept, each.features, judge, Target(targets.directions, targets.refusal_ids), settings,
             generator,
         )  # fmt: skip
-        n_passes += passes + out.n_passes
-        tested += [*into, *out.tested]
+        read = units_that_read(
+            handle, sae, each.concept, each.features, choose, judge, targets.sets, settings, generator
+        )  # fmt: skip
+        n_passes += passes + out.n_passes + read.n_passes
+        tested += [*into, *out.tested, *read.tested]
     links, n_shuffled = judged(tested, alpha=settings.alpha, generator=generator)
     return LinkStudy(
         slug=slug,
@@ -131,9 +136,13 @@ def _notes(handle: HookedModel, sae: SAEHandle, targets: LinkTargets) -> list[st
         inside = [unit for unit in one.units if unit.site < sae.site]
         if len(inside) < len(one.units):
             notes.append(
-                f"{one.slug}: {len(inside)} of {len(one.units)} units stand before `{sae.site}`; the others cannot "
-                f"change what is read there and were left out."
+                f"{one.slug}: {len(inside)} of {len(one.units)} units stand before `{sae.site}` and can change what is "
+                f"read there; those behind it are what features may change."
             )
+    if sae.decode_needs_input:
+        notes.append(
+            "The SAE undoes a norm or mean of its input after decoding: its features were not ablated for units."
+        )
     if not targets.directions:
         notes.append("No direction was given, so none was linked.")
     if not targets.refusal_ids:

@@ -76,7 +76,7 @@ def choose_units(
             units += [names[index] for index in best]
     taken = {unit for units in tested for unit in units}
     controls = {
-        site: _controls(handle, site, sites, taken, settings.n_control_units, generator)
+        site: control_units(handle, site, sites, taken, settings.n_control_units, generator)
         for site in sorted({unit.site for unit in taken})
     }
     every = sorted(taken, key=_order) + sorted({one for some in controls.values() for one in some}, key=_order)
@@ -91,7 +91,7 @@ def _mean_difference(texts: PairedTexts, shares: Float[Tensor, "texts features u
     return texts.differences(shares.double()).mean(0)
 
 
-def _controls(
+def control_units(
     handle: HookedModel, site: Site, sites: Sequence[Site], taken: set[UnitRef], n: int, generator: torch.Generator
 ) -> list[UnitRef]:
     """Random untested units of the site; of every layer before the SAE where this one has fewer than two left."""

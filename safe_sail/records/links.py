@@ -27,7 +27,7 @@ class LinkFlow(StrEnum):
     INTO_FEATURE = "into_feature"
     """The other end writes what the feature reads: it stands before the feature's site."""
     OUT_OF_FEATURE = "out_of_feature"
-    """The feature writes along the other end."""
+    """The feature writes along the other end, or the other end stands behind the feature and reads it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,11 +68,13 @@ class FeatureLink:
     flow: LinkFlow
     weights: LinkMeasure | None
     """Into the feature: share of its pre-activation at its peak token that the other end writes directly. Out of it:
-    what the feature writes along the unit direction there. None where no linear path leads there."""
+    what the feature writes along the unit direction there; of a neuron behind it, what the neuron's activation loses
+    when the feature is taken out of what it reads alone. None where no such path leads there."""
     cause: LinkMeasure | None
     """Into the feature: its activation at its peak token without the intervention minus that with the units ablated.
-    Out of it: the projection or the refusal metric at the last token, minus that with the feature ablated. None where
-    the other end does not depend on it."""
+    Out of it: the projection or the refusal metric at the last token, minus that with the feature ablated; of a neuron
+    its activation at the feature's peak token, of a head or a set its output at the last token along its mean
+    difference between choosing texts with and without the concept. None where the other end does not depend on it."""
     cosine: float | None = None
     """Of the feature's decoder row with a direction."""
     is_linked: bool

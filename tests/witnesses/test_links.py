@@ -97,8 +97,8 @@ def link(study: LinkStudy, feature: int, kind: LinkKind, target: str | None = No
 
 
 def test_every_pair_of_feature_and_target_is_tested_once(study: LinkStudy) -> None:
-    counted = [(one.feature.index, one.kind, one.target) for one in study.links]
-    assert len(set(counted)) == len(counted) == study.n_tested == 2 * (2 + 3 + 1 + 2 + 1)
+    counted = [(one.feature.index, one.kind, one.target, one.flow) for one in study.links]
+    assert len(set(counted)) == len(counted) == study.n_tested == 2 * (2 + 3 + 1 + 2 + 1 + 2 + 3 + 1)
     assert {one.kind for one in study.links} == set(LinkKind) - {LinkKind.NEURON_SET}
     assert study.n_linked == sum(one.is_linked for one in study.links)
     assert study.n_pairs == {"c": 6}
