@@ -160,10 +160,11 @@ def list_jobs(
     *,
     states: Sequence[JobState] = (),
     kind: str | None = None,
+    but: Collection[str] = (),
     cursor: str | None = None,
     limit: int = 50,
 ) -> JobPage:
-    """A page of jobs, newest first.
+    """A page of jobs, newest first; of one kind, or of all `but` some.
 
     Raises:
         BadInput: the cursor is none, or the limit is outside 1 to 1000.
@@ -174,6 +175,8 @@ def list_jobs(
         query = query.where(JobRow.state.in_([str(state) for state in states]))
     if kind is not None:
         query = query.where(JobRow.kind == kind)
+    if but:
+        query = query.where(JobRow.kind.not_in(sorted(but)))
     if cursor is not None:
         query = query.where(JobRow.job_key < _read_cursor(cursor))
     found = session.scalars(query).all()
@@ -194,9 +197,11 @@ def list_events(session: Session, job_id: str, *, after: int = 0, limit: int = 2
     return [JobEvent(number=e.number, at=e.at, kind=e.kind, data=json.loads(e.data)) for e in session.scalars(query)]
 
 
-def count_jobs(session: Session) -> dict[JobState, int]:
-    """Number of jobs in each state that has some."""
+def count_jobs(session: Session, *, but: Collection[str] = ()) -> dict[JobState, int]:
+    """Number of jobs in each state that has some, of all kinds `but` some."""
     query = select(JobRow.state, func.count()).group_by(JobRow.state)
+    if but:
+        query = query.where(JobRow.kind.not_in(sorted(but)))
     return {JobState(state): n for state, n in session.execute(query)}
 
 

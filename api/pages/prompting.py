@@ -18,6 +18,7 @@ from safe_sail.records import (
     SaeComparison,
     SaeTrace,
     TokenFeature,
+    TracedFeature,
     TracedText,
 )
 
@@ -77,17 +78,16 @@ class Difference(NamedTuple):
 
 def chips(text: TracedText, layer: SaeTrace, notes: Notes) -> list[Chip]:
     """Chips of all tokens in order."""
-    scale = text_scale(layer)
+    scale = text_scale(text, layer)
     found = []
     for place, (token, row) in enumerate(zip(text.tokens, layer.top, strict=True)):
         lines = [_line(layer, one, scale, notes) for one in row]
         first = row[0] if row else None
         said = "no feature" if first is None else f"feature {first.index}, {lines[0].value}"
-        css = "" if first is None else f"{'a' if first.activation > 0 else 'n'}{lines[0].step}"
+        is_content = text.is_content[place]
+        css = f"{'a' if first.activation > 0 else 'n'}{lines[0].step}" if first is not None and is_content else ""
         shown = list(text_parts(token)) or [Part("mark", "∅")]
-        found.append(
-            Chip(place, shown, css, f"token {place + 1}, {said}", text.is_content[place], lines, layer.n_active[place])
-        )
+        found.append(Chip(place, shown, css, f"token {place + 1}, {said}", is_content, lines, layer.n_active[place]))
     return found
 
 
@@ -95,25 +95,24 @@ def strips(trace: PromptTrace, notes: Notes) -> list[Strip]:
     """A strip of every SAE, in the order of the layers; special tokens have no colour."""
     found = []
     for layer in trace.layers:
-        scale = text_scale(layer)
+        scale = text_scale(trace.text, layer)
         cells = [
             f"a{_step(row[0], scale)}" if row and is_content and row[0].activation > 0 else "a0"
             for row, is_content in zip(layer.top, trace.text.is_content, strict=True)
         ]
         strongest = None
         if layer.strongest:
-            one = layer.strongest[0]
-            strongest = _line(layer, _peak(one.index, max(one.activations), one.scale), scale, notes)
+            strongest = _line(layer, _peak(trace.text, layer.strongest[0]), scale, notes)
         found.append(Strip(layer, cells, strongest))
     return found
 
 
 def strong_features(text: TracedText, layer: SaeTrace, notes: Notes) -> list[Strong]:
     """The features of the whole text, each with its tokens."""
-    scale = text_scale(layer)
+    scale = text_scale(text, layer)
     return [
         Strong(
-            _line(layer, _peak(one.index, max(one.activations), one.scale), scale, notes),
+            _line(layer, _peak(text, one), scale, notes),
             _context(text, one.activations),
             one.scale if one.scale is not None and layer.is_normalised else scale,
         )
@@ -127,7 +126,11 @@ def differences(comparison: PromptComparison, layer: SaeComparison, notes: Notes
     found = []
     for one in layer.features:
         feature = FeatureId(sae=layer.sae, index=one.index)
-        peak = max(map(abs, (*one.first_activations, *one.second_activations)))
+        shown = (
+            *_on_content(comparison.first, one.first_activations),
+            *_on_content(comparison.second, one.second_activations),
+        )
+        peak = max(map(abs, shown))
         found.append(
             Difference(
                 feature, notes.get(feature), one, one.difference / largest,
@@ -138,11 +141,12 @@ def differences(comparison: PromptComparison, layer: SaeComparison, notes: Notes
     return found
 
 
-def text_scale(layer: SaeTrace) -> float:
-    """What the strongest colour stands for: 1 where values are normalised, else the text's largest activation."""
+def text_scale(text: TracedText, layer: SaeTrace) -> float:
+    """What the strongest colour stands for: 1 where values are normalised, else the largest on a content token."""
     if layer.is_normalised:
         return 1.0
-    return max((abs(row[0].activation) for row in layer.top if row), default=1.0)
+    rows = (row for row, is_content in zip(layer.top, text.is_content, strict=True) if row and is_content)
+    return max((abs(row[0].activation) for row in rows), default=1.0)
 
 
 def chosen_layer(layers: Sequence[SaeTrace | SaeComparison], sae: str | None) -> SaeTrace | SaeComparison | None:
@@ -150,8 +154,16 @@ def chosen_layer(layers: Sequence[SaeTrace | SaeComparison], sae: str | None) ->
     return next((one for one in layers if sae in (None, one.sae)), None)
 
 
-def _peak(index: int, activation: float, scale: float | None) -> TokenFeature:
-    return TokenFeature(index=index, activation=activation, normalised=None if scale is None else activation / scale)
+def _peak(text: TracedText, one: TracedFeature) -> TokenFeature:
+    """The feature on the content token where it is largest."""
+    activation = max(_on_content(text, one.activations))
+    normalised = None if one.scale is None else activation / one.scale
+    return TokenFeature(index=one.index, activation=activation, normalised=normalised)
+
+
+def _on_content(text: TracedText, activations: tuple[float, ...]) -> tuple[float, ...]:
+    """Activations with zeros at special tokens, whose values are far from all others' and would outshine them."""
+    return tuple(value if is_content else 0.0 for value, is_content in zip(activations, text.is_content, strict=True))
 
 
 def _line(layer: SaeTrace, one: TokenFeature, scale: float, notes: Notes) -> FeatureLine:
@@ -176,7 +188,11 @@ def _step(one: TokenFeature, scale: float) -> int:
 
 
 def _context(text: TracedText, activations: tuple[float, ...]) -> Context:
+    shown = _on_content(text, activations)
     return Context(
-        tokens=text.tokens, token_ids=text.token_ids, activations=activations,
-        peak=activations.index(max(activations)), source_id="prompt",
-    )  # fmt: skip
+        tokens=text.tokens,
+        token_ids=text.token_ids,
+        activations=shown,
+        peak=shown.index(max(shown)),
+        source_id="prompt",
+    )

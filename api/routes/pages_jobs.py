@@ -1,6 +1,7 @@
 """Pages of jobs: ask for one, see them all, follow one. Forms post here and lead on to a page; no script is needed."""
 
 import json
+import re
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
@@ -16,9 +17,12 @@ from db import jobs
 from safe_sail.errors import BadInput
 from safe_sail.records import JobState
 from safe_sail.settings.jobs import JOB_KINDS
+from safe_sail.settings.live import LIVE_KINDS
 
 MAX_FORM_BYTES = 100_000
 SHOWN_EVENTS = 1000
+_FLAT_LIST = re.compile(r"\[\s[^\[\]{}\"]*\]")
+"""A list of numbers: no text, whose brackets and spaces are its own."""
 
 
 async def require_same_origin(request: Request) -> None:
@@ -65,14 +69,14 @@ def all_jobs(
     state: Annotated[JobState | None, Query()] = None,
     cursor: Annotated[str | None, Query(max_length=300)] = None,
 ) -> str:
-    """Jobs, newest first, and the form of the kind that is asked for."""
+    """Jobs, newest first, and the form of the kind that is asked for; live requests have pages of their own."""
     states = () if state is None else (state,)
-    page = jobs.list_jobs(session, states=states, cursor=cursor, limit=settings.default_limit)
+    page = jobs.list_jobs(session, states=states, but=LIVE_KINDS, cursor=cursor, limit=settings.default_limit)
     wanted = kind if kind is not None and kind in JOB_KINDS else next(iter(JOB_KINDS))
     return render(
         "jobs.html",
         page=page,
-        counts=jobs.count_jobs(session),
+        counts=jobs.count_jobs(session, but=LIVE_KINDS),
         state=state,
         kinds=list(JOB_KINDS),
         kind=wanted,
@@ -117,12 +121,19 @@ def one_job(session: SessionDep, job_id: JobIdentity) -> str:
     job = jobs.load_job(session, job_id)
     events = jobs.list_events(session, job_id, limit=SHOWN_EVENTS)
     return render(
-        "job.html", job=job, events=events, told=_text(job.settings), brought=job.result and _text(job.result)
+        "job.html",
+        job=job,
+        events=events,
+        told=_text(job.settings),
+        brought=job.result and job.kind not in LIVE_KINDS and _text(job.result),
+        answer=f"/prompts/{job_id}" if job.kind in LIVE_KINDS else None,
     )
 
 
 def _text(values: Any) -> str:
-    return json.dumps(dict(values), indent=2, ensure_ascii=False, default=str)
+    """The values as JSON for people: a list of numbers stands on one line."""
+    text = json.dumps(dict(values), indent=2, ensure_ascii=False, default=str)
+    return _FLAT_LIST.sub(lambda found: " ".join(found[0].split()), text)
 
 
 @forms.post("/jobs/{job_id}/cancel")

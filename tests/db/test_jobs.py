@@ -237,6 +237,9 @@ def test_jobs_are_listed_newest_first_page_by_page(engine: Engine):
     with reading(engine) as session:
         assert [one.job_id for one in jobs.list_jobs(session, states=[JobState.DONE]).jobs] == wanted[-1:]
         assert jobs.list_jobs(session, kind="score-saes").jobs == []
+        assert jobs.list_jobs(session, but=[KIND]).jobs == []
+        assert len(jobs.list_jobs(session, but=["score-saes"]).jobs) == 5
+        assert jobs.count_jobs(session, but=[KIND]) == {}
         assert jobs.count_jobs(session) == {JobState.QUEUED: 4, JobState.DONE: 1}
         for cursor in ("x", "W10", "WyJqb2IiLCAxLjVd", "WyJqb2IiLCBOYU5d"):
             with pytest.raises(BadInput, match="no cursor"):
