@@ -39,6 +39,8 @@ TAKEN_WITHIN_SECONDS = 600.0
 """A live request that no worker takes for so long is given up: nobody waits any more."""
 KEPT_REQUESTS = 500
 """Live requests whose records stay; older ones are forgotten when a new one comes."""
+SHARE_OF_ANSWER = 0.8
+"""Of the time in which an answer must begin: the rest is for the answer itself."""
 FIRST_LOOK_SECONDS, SLOWEST_LOOK_SECONDS, SLOWER = 0.02, 0.25, 1.3
 
 RECORDS: dict[str, type] = {
@@ -78,8 +80,9 @@ def ask(engine: Engine, settings: ServiceSettings, kind: str, told: object) -> J
 
 
 async def ask_and_wait(request: Request, kind: str, told: object, *, seconds: float) -> Job:
-    """The job of a live request, ended, or as it stands when the time is over."""
+    """The job of a live request, ended, or as it stands when the time is over or the service would give up."""
     state = request.app.state
+    seconds = min(seconds, SHARE_OF_ANSWER * state.settings.request_seconds)
     job = await run_in_threadpool(ask, state.write_engine, state.settings, kind, told)
     loop = asyncio.get_running_loop()
     end, pause = loop.time() + seconds, FIRST_LOOK_SECONDS
