@@ -121,6 +121,56 @@ def rank_correlation(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, f
     return {"value": float(spearmanr(a, b).statistic), "low": float(low), "high": float(high), "n": len(a)}
 
 
+def frontier(features: list, count: Count) -> list[dict[str, object]]:
+    """Segments on fewer contexts, and tokens on fewer, beside tokens on twenty: cost, and how alike they rank."""
+    written = {feature: write_lexically(shown, n_words=6) for feature, _, shown, _, _ in features}
+    costs_of: dict[tuple[str, int], list[int]] = {}
+    scores_of: dict[tuple[str, int], list[float]] = {}
+    for feature, text, _, judging, scale in features:
+        words = written[feature]
+        items = items_in_turn(judging, Window(), named_generator(0, str(feature)))[:20]
+        others = [one for other, one in written.items() if other != feature and other.sae == feature.sae and one][:1]
+        if words is None or len(items) < 20:
+            continue
+        for n in (4, 6, 8, 10, 14, 20):
+            shown = tuple(item.context for item in items[:n])
+            by_segment, said, by_token, told = one_cost(text, shown, scale, count)
+            for name, cost, method in (
+                ("segments", by_segment + said, JudgeMethod.SEGMENT_SIMULATION),
+                ("tokens", by_token + told, JudgeMethod.TOKEN_SIMULATION),
+            ):
+                generator = named_generator(0, str(feature))
+                score = judge_lexically(feature, words, others, shown, generator=generator, method=method)
+                costs_of.setdefault((name, n), []).append(cost)
+                scores_of.setdefault((name, n), []).append(np.nan if score is None else score.score.value)
+    full, reference = sum(costs_of["tokens", 20]), np.array(scores_of["tokens", 20])
+    return [
+        {"by": name, "contexts": n, "ratio": sum(costs_of[name, n]) / full,
+         "rank": rank_correlation(reference, np.array(scores_of[name, n]))}
+        for name, n in costs_of
+    ]  # fmt: skip
+
+
+def shared_calls(features: list, n_contexts: int, count: Count) -> dict[int, float]:
+    """Segment tokens a feature where several share a call, as a share of a call each; true answers."""
+    found = []
+    for feature, text, _, judging, _ in features:
+        items = items_in_turn(judging, Window(), named_generator(0, str(feature)))[:n_contexts]
+        found.append(JudgedFeature(text, tuple(item.context for item in items)))
+    whole = [one for one in found if len(one.contexts) == n_contexts]
+    tokens = {}
+    for size in (1, 2, 4, 8):
+        total = 0
+        for first in range(0, len(whole) // 8 * 8, size):
+            group = whole[first : first + size]
+            prompt = segments_prompt(group)
+            active = [[n for n, s in enumerate(segments_of(c), 1) if s.active] for one in group for c in one.contexts]
+            answer = json.dumps({"active": active}, separators=(",", ":"))
+            total += count(prompt.system) + count(prompt.user) + count(answer)
+        tokens[size] = total
+    return {size: total / tokens[1] for size, total in tokens.items()}
+
+
 def counter(path: Path | None) -> Count:
     """Tokens by a tiktoken file of ranks where one is given, else by the estimate of `llm/tokens.py`."""
     if path is None:
@@ -145,6 +195,8 @@ def main() -> None:
     base = found[JudgeMethod.TOKEN_SIMULATION]
     print(json.dumps({
         "costs": [costs(features, n, count) for n in (10, 20)],
+        "frontier": frontier(features, count),
+        "shared_calls": {n: shared_calls(features, n, count) for n in (8, 20)},
         "rank_correlation_with_token_simulation": {
             str(method): rank_correlation(base, found[method]) for method in list(JudgeMethod)[1:]
         },

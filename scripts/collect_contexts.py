@@ -40,6 +40,7 @@ from scripts.options import DEFAULT_DATABASE, DatabaseUrl, Device, Seed
 from scripts.progress import tqdm
 from scripts.settings_file import SettingsFile
 from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, dtype_named, load_handle, load_saes, save_subjects
+from scripts.twins import TwinNames, twins_of
 
 DEFAULTS = ContextSettings()
 SAVE_EVERY = 10_000
@@ -62,6 +63,7 @@ def collect_contexts(
     n_documents: Annotated[int, typer.Option(help="Documents of the organism's corpus.")] = DEFAULTS.n_documents,
     max_documents: Annotated[int | None, typer.Option(min=1, help="Documents of --corpus that are read.")] = None,
     n_contexts: Annotated[int, typer.Option(help="Top contexts kept per feature.")] = DEFAULTS.n_contexts,
+    twins: TwinNames = None,
     window: Annotated[int, typer.Option(help="Tokens in one context.")] = DEFAULTS.window,
     batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = DEFAULTS.batch_size,
     executor: Annotated[str, typer.Option(help="inline, in this process; or ray, on workers.")] = "inline",
@@ -97,6 +99,9 @@ def collect_contexts(
     buffers = folder.load() or ContextBuffers(chosen, settings=settings, seed=seed)
     engine = make_engine(database)
     upgrade(engine)
+    # asked before the corpus is read: what is amiss with them is said now
+    tried = None if twins is None else twins_of(engine, handle, chosen, twins, settings, seed)
+    job |= {} if twins is None else {"twins": list(twins)}
     run = start_run("collect-contexts", settings=job, seed=seed, device=f"{workers} x {device}" if crew else device)
     save_subjects(engine, run, handle, saes, source=model or "the embedded organism")
     if crew is None:
@@ -108,7 +113,7 @@ def collect_contexts(
         )  # fmt: skip
         fill_on_workers(buffers, crew, load, batches, folder)
     n_features = sum(map(len, chosen.values()))
-    near = find_near_misses(buffers, handle, saes)
+    near = find_near_misses(buffers, handle, saes, twins=tried)
     n_fired = _save_contexts(engine, run, collected(buffers, handle.tokenizer, near), n_features)
     engine.dispose()
     print(

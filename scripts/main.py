@@ -53,6 +53,9 @@ COMMANDS: dict[str, CommandRow] = {
         "judge_explanations",
         "Score explanations on held-out contexts that fire.",
     ),
+    "plot-features": CommandRow(
+        "scripts.plot_features", "plot_features", "Histograms and compared scores of kept features, as PNG."
+    ),
     "link-features": CommandRow(
         "scripts.link_features", "link", "Features linked with heads, neurons, circuits, directions."
     ),

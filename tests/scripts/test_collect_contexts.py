@@ -22,6 +22,7 @@ from safe_sail.records import FeatureId
 from safe_sail.sae.load import load_sae
 from scripts import context_runs
 from scripts.collect_contexts import collect_contexts
+from scripts.score_saes import score as score_saes
 from tests.tiny import TEXTS, TinyModels
 from tests.unit.sae.test_load import write_folder
 
@@ -210,3 +211,49 @@ def test_a_corpus_without_content_is_refused(job: dict[str, object]):
     Path(str(job["corpus"])).write_text("<s>")
     with pytest.raises(BadText, match="no content token"):
         collect_contexts(**job)  # type: ignore[arg-type]
+
+
+def test_twins_of_a_concepts_pairs_are_near_misses_of_the_features_that_mark_it(
+    job: dict[str, object], tiny_models: TinyModels, tmp_path: Path
+):
+    """Positives say dog, their twins bread; whatever feature tells them apart best must be silent on its twins."""
+    rows = []
+    for place, verb in enumerate(("bake", "paint", "mend", "jump", "turn", "keep", "fox", "home")):
+        for text, label in ((f"the lazy dog, {verb}", True), (f"the bread, {verb}", False)):
+            rows.append(
+                {"text": text, "label": label, "concept": "dog", "pair": str(place), "domain": "d", "category": "c"}
+            )
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(json.dumps(row) for row in rows))
+    given = {name: job[name] for name in ("model", "sae", "database")}
+    with pytest.raises(BadInput, match="run score-saes with these SAEs and texts first"):
+        collect_contexts(**job, twins=[str(pairs)])  # type: ignore[arg-type]
+    score_saes(**given, concepts=[str(pairs)], taxonomy=None, n_bootstrap=20)  # type: ignore[arg-type]
+    collect_contexts(**job, twins=[str(pairs)])  # type: ignore[arg-type]
+    model, sae = tiny_models.handle("llama"), load_sae(str(job["sae"][0]))  # type: ignore[index]
+    with reading(make_engine(str(job["database"]))) as session:
+        best = {
+            row.index
+            for row in store.list_features(session, "tiny-sae").rows
+            if row.rate_gap and row.rate_gap.value > 0
+        }
+        kept = {n: store.load_context_sample(session, FeatureId(sae="tiny-sae", index=n)) for n in range(D_SAE)}
+    assert best
+    twins_of = {
+        n: [one for one in sample.record.near_misses if one.source_id.startswith("twin: ")]
+        for n, sample in kept.items()
+        if sample is not None
+    }
+    assert {n for n, twins in twins_of.items() if twins} <= best
+    assert any(twins_of[n] for n in best)
+    for n, twins in twins_of.items():
+        for twin in twins:
+            text = twin.source_id.removeprefix("twin: ")
+            assert {"text": text, "label": False} in [{"text": row["text"], "label": row["label"]} for row in rows]
+            batch = model.chat_batch([text])
+            acts = sae.encode(model.capture(batch, [sae.site])[sae.site])[0, :, n]
+            special = torch.tensor([token in special_ids(model.tokenizer) for token in batch.token_ids[0].tolist()])
+            assert not (acts[~special] > 0).any()
+    pairs.write_text("\n".join(json.dumps({**row, "pair": None}) for row in rows))
+    with pytest.raises(BadInput, match="expected pairs"):
+        collect_contexts(**job, twins=[str(pairs)])  # type: ignore[arg-type]
