@@ -58,6 +58,7 @@ from scripts.options import (
 from scripts.progress import tqdm
 
 LEXICAL = LexicalSettings()
+DEFAULTS = JudgeSettings()
 
 
 class _Job(NamedTuple):
@@ -105,6 +106,10 @@ def judge_explanations(
         str, typer.Option(help="Whose explanations: lexical, which are simulated without asking, or a model's name.")
     ] = lexical.EXPLAINER,
     method: Annotated[JudgeMethod, typer.Option(help="Segments are the cheapest.")] = JudgeMethod.SEGMENT_SIMULATION,
+    n_contexts: Annotated[int, typer.Option(min=1, help="Contexts in one call.")] = DEFAULTS.n_contexts,
+    max_calls: Annotated[
+        int, typer.Option(min=1, help="Calls a feature; further ones only while its interval is wide.")
+    ] = DEFAULTS.max_calls,
     limit: Limit = llm_runs.N_FEATURES,
     base_url: BaseUrl = None,
     model: LlmModel = None,
@@ -136,7 +141,7 @@ def judge_explanations(
     table = load_prices(prices)
     engine = llm_runs.open_kept(database, read_only=dry_run or batch_out is not None)
     tally = llm_runs.Tally()
-    settings = JudgeSettings(method=method)
+    settings = JudgeSettings(method=method, n_contexts=n_contexts, max_calls=max_calls)
     slug = llm_runs.choose_sae(engine, sae)
     answers = tuple(batch_in or ())
     job = _Job(slug, explainer, limit, seed, llm, settings, again=retry_failed, batch_in=answers)
