@@ -26,8 +26,8 @@ Fewer contexts, by Qwen's vocabulary; cost as a share of tokens on twenty contex
 | 14 | 0.28, 0.81 [0.75, 0.85] (191) | 0.72, 0.97 [0.96, 0.98] (238) |
 | 20 | 0.38, 0.85 [0.81, 0.88] (194) | 1 |
 
-Several features in a call of segments save 6 % (two), 9 % (four) and 11 % (eight) at twenty contexts, 13, 19 and 22 % at
-eight: the words of the contexts are most of the cost. What that does to a language model's answers is not measured.
+Several features in a call of segments save 6 % (two), 9 % (four) and 11 % (eight) at twenty contexts, 13, 19 and 22 %
+at eight: the words of the contexts are most of the cost. What it does to a model's answers is not measured.
 
 So segments cost under 0.4 of tokens and rank alike where the same prediction is scored at both levels. How alike a
 language model's answers to the two prompts are is not measured here.
