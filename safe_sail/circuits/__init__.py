@@ -1,5 +1,5 @@
 """Safety circuits: heads, neurons and SAE features that carry a behaviour, found by differentiable masks.
 
 `masks` and `baselines` say what a circuit is at the model; `gates` how membership is learnt; `objectives` what for;
-`search` finds, `evaluate` judges.
+`learn` and `refine` search, `search` puts seeds side by side, `ranking` is the baseline, `evaluate` judges.
 """

@@ -55,8 +55,8 @@ class _Measure:
                 aligned = aligned_batch([term.rows[row] for term, row in here], pad)
                 aligned = AlignedBatch(aligned.batch.to(task.handle.device), aligned.targets)
                 # rows of one term stand together, so the groups come in the order of the rows
-                grouped = itertools.groupby(here, key=lambda each: each[0].term.name)
-                parts = [(group[0][0], [row for _, row in group]) for _, (*group,) in grouped]
+                groups = [list(group) for _, group in itertools.groupby(here, key=lambda each: each[0].term.name)]
+                parts = [(group[0][0], [row for _, row in group]) for group in groups]
                 self._passes.append(_Pass(view, aligned, parts))
 
     @torch.no_grad()
@@ -75,11 +75,16 @@ class _Measure:
         return total
 
     def gradient(self, members: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
-        """Of the objective by membership, averaged over depths."""
+        """Of the objective by membership, averaged over depths and over passes as large as a step's."""
+        n_passes = -(-max(len(rows) for _, rows in self.parts) // self.task.settings.step_rows)
         found = torch.zeros_like(members)
-        for depth in DEPTHS:
-            taken = mask_gradients(self.task, members[None], self.parts, shift=0, depth=depth)
-            found += taken.gradient[0] / len(DEPTHS)
+        for first in range(n_passes):
+            # every pass holds its share of each term, so the mean over passes is the mean over rows; a term with fewer
+            # rows than passes counts less, which touches nothing but the order of candidates
+            parts: Parts = [(term, rows[first::n_passes]) for term, rows in self.parts if len(rows) > first]
+            for depth in DEPTHS:
+                taken = mask_gradients(self.task, members[None], parts, shift=0, depth=depth)
+                found += taken.gradient[0] / (len(DEPTHS) * n_passes)
         return found
 
 
