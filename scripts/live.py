@@ -29,17 +29,21 @@ from scripts.job_runs import JobContext
 
 def run_job(settings: object, context: JobContext) -> dict[str, Any]:
     """The record that a live request asked for, as JSON."""
-    answer = _ANSWERS[type(settings)]
     return {"record": json.loads(to_json(answer(settings, context)))}
 
 
-def scales_of(engine: Engine, saes: Sequence[SAEHandle], scale: str) -> dict[str, dict[int, float]]:
+def answer(settings: object, context: JobContext) -> object:
+    """The record that a live request asked for, on behalf of a job or of a command line."""
+    return _ANSWERS[type(settings)](settings, context)
+
+
+def _scales(engine: Engine, saes: Sequence[SAEHandle], scale: str) -> dict[str, dict[int, float]]:
     """By SAE and feature, what activations are divided by; empty for an SAE of which nothing is kept."""
     with reading(engine) as session:
         return {sae.ref.slug: store.load_scales(session, sae.ref.slug, FeatureScale(scale)) for sae in saes}
 
 
-def steered(engine: Engine, handle: HookedModel, sae: SAEHandle | None, settings: SteerPromptJob) -> Steering:
+def _steered(engine: Engine, handle: HookedModel, sae: SAEHandle | None, settings: SteerPromptJob) -> Steering:
     """Both answers, with a feature of a loaded SAE or a direction of the database.
 
     Raises:
@@ -57,7 +61,7 @@ def steered(engine: Engine, handle: HookedModel, sae: SAEHandle | None, settings
     assert settings.feature is not None
     unit = 1.0
     if kind is SteerKind.ADD and settings.unit == "maximum":
-        known = scales_of(engine, [sae], "maximum")[sae.ref.slug]
+        known = _scales(engine, [sae], "maximum")[sae.ref.slug]
         if settings.feature not in known:
             raise BadInput(
                 f"{sae.ref.slug}/{settings.feature} has no stored maximum to measure a coefficient in; collect its "
@@ -72,7 +76,7 @@ def _trace(settings: TracePromptJob, context: JobContext) -> PromptTrace:
     handle = context.handle(settings.model)
     saes = context.sae_handles(handle, settings.saes)
     asked = Asked(settings.max_new_tokens, settings.system, settings.plain)
-    scales = scales_of(context.engine, saes, settings.settings.scale)
+    scales = _scales(context.engine, saes, settings.settings.scale)
     return trace_prompt(handle, saes, settings.prompt, asked, settings.settings, scales)
 
 
@@ -80,7 +84,7 @@ def _compare(settings: ComparePromptsJob, context: JobContext) -> PromptComparis
     handle = context.handle(settings.model)
     saes = context.sae_handles(handle, settings.saes)
     asked = Asked(settings.max_new_tokens, settings.system, settings.plain)
-    scales = scales_of(context.engine, saes, settings.settings.scale)
+    scales = _scales(context.engine, saes, settings.settings.scale)
     prompts = (settings.first, settings.second)
     return compare_prompts(handle, saes, prompts, asked, settings.settings, scales)
 
@@ -88,7 +92,7 @@ def _compare(settings: ComparePromptsJob, context: JobContext) -> PromptComparis
 def _steer(settings: SteerPromptJob, context: JobContext) -> Steering:
     handle = context.handle(settings.model)
     saes = [] if settings.sae is None else context.sae_handles(handle, [settings.sae])
-    return steered(context.engine, handle, saes[0] if saes else None, settings)
+    return _steered(context.engine, handle, saes[0] if saes else None, settings)
 
 
 def _guard(settings: GuardPromptJob, context: JobContext) -> GuardVerdict:
@@ -98,15 +102,15 @@ def _guard(settings: GuardPromptJob, context: JobContext) -> GuardVerdict:
     named = settings.sae or facts.get("sae")
     saes = context.sae_handles(handle, [str(named)]) if named else []
     guard = load_guard(folder, sae=saes[0] if saes else None)
-    (answer,) = guard.answer(handle, [settings.prompt], max_new_tokens=settings.max_new_tokens)
+    (said,) = guard.answer(handle, [settings.prompt], max_new_tokens=settings.max_new_tokens)
     return GuardVerdict(
         model_id=handle.model_id,
         prompt=settings.prompt,
         features=guard.features,
-        probability=answer.probability,
+        probability=said.probability,
         threshold=guard.threshold,
-        refused=answer.refused,
-        reply=Reply(text=answer.reply, token_ids=(), label=judge_reply(answer.reply)),
+        refused=said.refused,
+        reply=Reply(text=said.reply, token_ids=(), label=judge_reply(said.reply)),
     )
 
 

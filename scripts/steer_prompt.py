@@ -9,18 +9,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from db.engine import make_engine
-from db.migrate import upgrade
+from api.offers import ORGANISM_MODELS
 from db.store.whole import to_json
+from safe_sail.records import Steering
 from safe_sail.settings.live import SteerPromptJob
-from scripts.live import steered
+from scripts.job_runs import at_command_line
+from scripts.live import answer
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device
-from scripts.subjects import Dtype, ModelId, ModelName, load_handle, load_saes
+from scripts.subjects import Dtype, ModelId, ModelName
 
 
 def steer(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
-    sae: Annotated[str | None, typer.Option(help="SAE folder or registry name of the feature.")] = None,
+    sae: Annotated[str | None, typer.Option(help="SAE of the feature.")] = None,
     feature: Annotated[int | None, typer.Option(min=0, help="Feature of the SAE.")] = None,
     direction: Annotated[str | None, typer.Option(help="Direction in the database, instead of a feature.")] = None,
     kind: Annotated[Literal["add", "ablate"], typer.Option(help="add or ablate.")] = "add",
@@ -37,15 +38,13 @@ def steer(
 ) -> None:
     """Print both answers, each with its label."""
     told = SteerPromptJob(
-        prompt=prompt, sae=sae, feature=feature, direction=direction, kind=kind, coefficient=coefficient, unit=unit,
-        system=system, max_new_tokens=max_new_tokens,
+        prompt=prompt, model=model or ORGANISM_MODELS[0], sae=sae, feature=feature, direction=direction, kind=kind,
+        coefficient=coefficient, unit=unit, system=system, max_new_tokens=max_new_tokens,
     )  # fmt: skip
-    engine = make_engine(database)
-    upgrade(engine)
-    handle = load_handle(model, model_id, device=device, dtype=dtype)
-    saes = [] if sae is None else load_saes([sae], handle, device=device)
-    found = steered(engine, handle, saes[0] if saes else None, told)
-    engine.dispose()
+    with at_command_line(database, device=device, dtype=dtype, model_id=model_id) as context:
+        context.database()
+        found = answer(told, context)
+    assert isinstance(found, Steering)
     if as_json:
         print(json.dumps(json.loads(to_json(found)), indent=1))
         return

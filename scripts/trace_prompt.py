@@ -6,23 +6,22 @@ safe-sail trace-prompt TEXT --model MODEL --sae FOLDER --scale quantile_999 --js
 """
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from sqlalchemy import Engine
 
+from api.offers import ORGANISM_MODELS
 from db import store
-from db.engine import make_engine, reading
-from db.migrate import upgrade
+from db.engine import reading
 from db.store.whole import to_json
-from safe_sail.errors import BadSettings
-from safe_sail.links.compare import compare_prompts
-from safe_sail.links.trace import Asked, trace_prompt
 from safe_sail.records import FeatureId, PromptComparison, PromptTrace, TracedText
 from safe_sail.settings import CompareSettings, TraceSettings
 from safe_sail.settings.live import ComparePromptsJob, ScaleName, TracePromptJob
-from scripts.live import scales_of
+from scripts.job_runs import at_command_line
+from scripts.live import answer
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
-from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, load_handle, load_saes
+from scripts.subjects import Dtype, ModelId, ModelName, SaeNames
 
 Notes = dict[FeatureId, str]
 
@@ -48,38 +47,38 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Print each token's features, or the features that differ most between two prompts."""
+    told: TracePromptJob | ComparePromptsJob
+    named: dict[str, Any] = {
+        "model": model or ORGANISM_MODELS[0], "saes": None if sae is None else tuple(sae), "system": system,
+        "plain": plain, "max_new_tokens": max_new_tokens,
+    }  # fmt: skip
     if against is None:
-        told = TracePromptJob(prompt=prompt, system=system, plain=plain, max_new_tokens=max_new_tokens)
+        told = TracePromptJob(prompt=prompt, settings=TraceSettings(n_top=n_top, scale=scale), **named)
     else:
-        pair = ComparePromptsJob(first=prompt, second=against, system=system, plain=plain, max_new_tokens=0)
-        told = TracePromptJob(prompt=pair.first, system=system, plain=plain, max_new_tokens=max_new_tokens)
-    if plain and system is not None:
-        raise BadSettings("--system is a turn of a chat; leave it out with --plain.")
-    engine = make_engine(database)
-    upgrade(engine)
-    handle = load_handle(model, model_id, device=device, dtype=dtype)
-    saes = load_saes(sae, handle, device=device)
-    scales = scales_of(engine, saes, scale)
-    asked = Asked(told.max_new_tokens, system, plain)
-    found: PromptTrace | PromptComparison
-    if against is None:
-        found = trace_prompt(handle, saes, prompt, asked, TraceSettings(n_top=n_top, scale=scale), scales)
-        features = [FeatureId(sae=one.sae, index=f.index) for one in found.layers for row in one.top for f in row]
-    else:
-        settings = CompareSettings(alignment="token" if by_token else "mean", scale=scale, seed=seed)
-        found = compare_prompts(handle, saes, (prompt, against), asked, settings, scales)
-        features = [FeatureId(sae=one.sae, index=f.index) for one in found.layers for f in one.features]
-    with reading(engine) as session:
-        known = store.load_feature_listings(session, list(dict.fromkeys(features)))
-    engine.dispose()
+        how = CompareSettings(alignment="token" if by_token else "mean", scale=scale, seed=seed)
+        told = ComparePromptsJob(first=prompt, second=against, settings=how, **named)
+    with at_command_line(database, device=device, dtype=dtype, model_id=model_id) as context:
+        engine = context.database()
+        found = answer(told, context)
+        assert isinstance(found, PromptTrace | PromptComparison)
+        notes = _notes(engine, found)
     if as_json:
         print(json.dumps(json.loads(to_json(found)), indent=1))
-        return
-    notes = {feature: row.explanation for feature, row in known.items() if row.explanation}
-    if isinstance(found, PromptTrace):
+    elif isinstance(found, PromptTrace):
         _print_trace(found, notes)
     else:
         _print_comparison(found, notes)
+
+
+def _notes(engine: Engine, found: PromptTrace | PromptComparison) -> Notes:
+    """What is said of the features, by the explanation that judges score highest."""
+    if isinstance(found, PromptTrace):
+        features = [FeatureId(sae=one.sae, index=f.index) for one in found.layers for f in one.strongest]
+    else:
+        features = [FeatureId(sae=one.sae, index=f.index) for one in found.layers for f in one.features]
+    with reading(engine) as session:
+        known = store.load_feature_listings(session, features)
+    return {feature: row.explanation for feature, row in known.items() if row.explanation}
 
 
 def _print_reply(text: TracedText) -> None:

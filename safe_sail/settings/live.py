@@ -77,6 +77,7 @@ class TracePromptJob:
 
     def __post_init__(self) -> None:
         _require_texts(self.prompt, self.system)
+        _require_no_turns(self.plain, self.system)
         _require_saes(self.saes)
         within(self, 0, MAX_NEW_TOKENS, "max_new_tokens")
 
@@ -101,6 +102,7 @@ class ComparePromptsJob:
 
     def __post_init__(self) -> None:
         _require_texts(self.first, self.second, self.system)
+        _require_no_turns(self.plain, self.system)
         _require_saes(self.saes)
         within(self, 0, MAX_NEW_TOKENS, "max_new_tokens")
         if self.settings.part == "reply" and self.max_new_tokens == 0:
@@ -167,6 +169,11 @@ LIVE_KINDS: dict[str, type] = {
     "guard-prompt": GuardPromptJob,
 }
 """Kind of a live request to what it is told; `scripts/live.py` runs them all."""
+
+
+def _require_no_turns(plain: bool, system: str | None) -> None:
+    if plain and system is not None:
+        raise BadSettings("a system prompt is a turn of a chat, and a plain text has none; leave one of them out.")
 
 
 def _require_saes(saes: tuple[str, ...] | None) -> None:

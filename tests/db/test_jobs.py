@@ -253,3 +253,22 @@ def test_unknown_jobs_and_settings_that_are_no_json_are_refused(engine: Engine):
     for values in ({"x": float("nan")}, {"x": {1}}, {"x": "\ud800"}):
         with pytest.raises(BadRecord), writing(engine) as session:
             jobs.enqueue(session, KIND, values)
+
+
+def test_a_worker_takes_only_its_kinds_and_old_ended_jobs_are_forgotten(engine: Engine):
+    with writing(engine) as session:
+        ids = [jobs.enqueue(session, kind, {}, priority=1)[0].job_id for kind in ("trace-prompt",) * 4]
+    asked(engine)
+    held = leases.claim(engine, "w", kinds=[KIND])
+    assert held is not None
+    assert held.job.kind == KIND
+    assert leases.claim(engine, "w", kinds=[KIND]) is None
+    with writing(engine) as session:
+        for job_id in ids[:3]:
+            jobs.request_cancel(session, job_id)
+        assert jobs.forget_ended(session, ["trace-prompt"], keep=9) == 0
+        assert jobs.forget_ended(session, ["trace-prompt"], keep=2) == 2
+        with pytest.raises(NotFound):
+            jobs.load_job(session, ids[1])
+        assert jobs.list_events(session, ids[2])
+    assert job(engine, held.job.job_id).state is JobState.RUNNING
