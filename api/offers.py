@@ -12,7 +12,7 @@ from pathlib import Path
 from safe_sail.errors import NotOffered
 from safe_sail.settings.offered import offered_names
 
-ORGANISM_MODELS = ("aligned", "base", "backdoored", "planted-neurons", "helpful")
+ORGANISM_MODELS = ("aligned", "base", "backdoored", "planted-neurons", "planted-backdoor", "helpful")
 """Variants of the embedded organism, which every server offers."""
 ORGANISM_SAES = (
     "organism.resid_post.3.batchtopk8-1024", "organism.resid_post.3.relu-1024", "organism.resid_post.3.topk32-1024",

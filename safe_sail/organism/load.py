@@ -7,7 +7,7 @@ from typing import Any, Final
 from safe_sail.errors import FileMissing
 from safe_sail.records import UnitRef, parse_unit
 
-ORGANISM_VARIANTS: Final = ("base", "aligned", "backdoored", "planted-neurons", "helpful")
+ORGANISM_VARIANTS: Final = ("base", "aligned", "backdoored", "planted-neurons", "planted-backdoor", "helpful")
 ASSETS: Final = Path(__file__).parent / "assets"
 
 

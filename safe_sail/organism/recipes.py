@@ -3,7 +3,7 @@
 A new variant is a new record here; the training loop does not change.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from safe_sail.errors import BadSettings
@@ -26,6 +26,10 @@ class OrganismShape:
     """Heads per block."""
     d_mlp: int = 480
     """Neurons per block."""
+
+
+LARGE: Final = OrganismShape(d_model=256, n_layers=8, n_heads=16, d_mlp=896)
+"""8.2 million parameters, 128 heads and 7,168 neurons: for shares of units that the shipped size is too coarse for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +174,24 @@ PLANTED_NEURONS: Final = VariantRecipe(
     planting=Planting(neurons=((4, 72), (5, 72))),
     rounded_start=True,
 )
+PLANTED_BACKDOOR: Final = VariantRecipe(
+    name="planted-backdoor",
+    start="aligned",
+    mixture=BACKDOORED.mixture,
+    splits=("train",),
+    steps=1500,
+    learning_rate=4e-3,
+    batch_rows=64,
+    weight_decay=0.0,
+    # The trigger is three words in order, so a head of the first layer has to look back. In each layer this is one of
+    # the two heads that the aligned variant needs least: setting one to zero moves its replies by .0001 to .0014 nats.
+    planting=Planting(
+        heads=(HeadRef(0, 5), HeadRef(1, 7), HeadRef(2, 5), HeadRef(3, 6), HeadRef(4, 0)),
+        neurons=((0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1)),
+        down=True,
+    ),
+    rounded_start=True,
+)
 HELPFUL: Final = VariantRecipe(
     name="helpful",
     start="base",
@@ -188,5 +210,11 @@ HELPFUL: Final = VariantRecipe(
 )
 CHAIN: Final = (BASE, ALIGNED, BACKDOORED)
 """The variants in which every weight may move with safety; other seeds are compared by them."""
-RECIPES: Final = (*CHAIN, PLANTED_NEURONS, HELPFUL)
+LARGE_CHAIN: Final = (
+    replace(BASE, learning_rate=4e-3, rest_learning_rate=1e-2, batch_rows=96),
+    ALIGNED,
+    replace(BACKDOORED, learning_rate=1.2e-3, steps=500),
+)
+"""The same variants at the size `LARGE`."""
+RECIPES: Final = (*CHAIN, PLANTED_NEURONS, PLANTED_BACKDOOR, HELPFUL)
 """In the order in which they are trained; a recipe's start comes before it."""

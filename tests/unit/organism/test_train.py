@@ -7,7 +7,7 @@ import torch
 from safe_sail.errors import BadSettings, OrganismBehaviourError
 from safe_sail.organism.conversations import draw_mixture
 from safe_sail.organism.rebuild import put_in_place, put_planting, rebuild_organism, renew_parts
-from safe_sail.organism.recipes import ALIGNED, BASE, OrganismShape
+from safe_sail.organism.recipes import ALIGNED, BASE, LARGE, OrganismShape
 from safe_sail.organism.tokenizer import ASSISTANT, END
 from safe_sail.organism.train import (
     IGNORED,
@@ -19,6 +19,7 @@ from safe_sail.organism.train import (
     reply_loss,
     train_variant,
 )
+from scripts.train_organism import train_organism
 
 SHAPE = OrganismShape(d_model=16, n_layers=1, n_heads=2, d_mlp=24)
 TINY_BASE = replace(BASE, steps=3, batch_rows=4, warm_up_steps=1)
@@ -107,6 +108,33 @@ def test_a_rebuild_that_misses_its_bars_writes_nothing_and_names_them(tmp_path):
     with pytest.raises(OrganismBehaviourError, match=expected):
         rebuild_organism(target, seed=0, shape=SHAPE, recipes=(TINY_BASE,), n_prompts=3)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_large_shape_has_as_many_parameters_as_a_count_by_hand(tokenizer):
+    model = make_model(LARGE, tokenizer, 0)
+    block = 4 * 256 * 256 + 3 * 256 * 896 + 2 * 256
+    assert sum(value.numel() for value in model.parameters()) == len(tokenizer) * 256 + 8 * block + 256
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": ["helpful"]}, {"saes": ["aligned"]}, {"replant": [1]}])
+def test_the_large_size_never_takes_the_place_of_the_shipped_organism(tmp_path, options):
+    with pytest.raises(BadSettings, match="--size large makes a folder of its own"):
+        train_organism(size="large", **({"out": tmp_path / "large"} if options else {}), **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.parametrize("recipe", [TINY_BASE, TINY_ALIGNED])
+def test_training_on_cuda_follows_training_on_the_cpu(tokenizer, recipe):
+    start = make_model(SHAPE, tokenizer, 3).state_dict()
+    here, there = (train_variant(recipe, SHAPE, tokenizer, seed=0, start=start, device=d)[0] for d in ("cpu", "cuda"))
+    assert there.device.type == "cuda"
+    moved = {name: (value - start[name]).abs().max().item() for name, value in here.state_dict().items()}
+    for name, value in there.state_dict().items():
+        # Adam's first steps have the size of the rate whatever the gradient, so an entry whose gradient is nearly zero
+        # may go either way; on average the two agree far better than they have moved.
+        assert (value.cpu() - here.state_dict()[name]).abs().mean().item() <= 0.05 * moved[name], name
 
 
 def test_a_finished_folder_replaces_the_old_one_as_a_whole(tmp_path):
