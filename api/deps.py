@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin
 
 from fastapi import Depends, Path, Request
+from fastapi._compat import ModelField
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, StringConstraints
@@ -79,7 +81,7 @@ async def refuse_unknown_parameters(request: Request) -> None:
 def _known_parameters(route: APIRoute) -> tuple[frozenset[str], frozenset[str]]:
     """Names of the route's own query parameters, and of those that are lists; a model stands for its fields."""
     kinds: dict[str, Any] = {}
-    for field in route.dependant.query_params:
+    for field in _query_fields(route.dependant):
         annotation = field.field_info.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             kinds |= {name: one.annotation for name, one in annotation.model_fields.items()}
@@ -87,6 +89,12 @@ def _known_parameters(route: APIRoute) -> tuple[frozenset[str], frozenset[str]]:
             kinds[field.alias] = annotation
     lists = [name for name, kind in kinds.items() if list in (get_origin(kind), *map(get_origin, get_args(kind)))]
     return frozenset(kinds), frozenset(lists)
+
+
+def _query_fields(dependant: Dependant) -> Iterator[ModelField]:
+    yield from dependant.query_params
+    for inner in dependant.dependencies:
+        yield from _query_fields(inner)
 
 
 def _offered(known: frozenset[str]) -> str:

@@ -1,6 +1,16 @@
-"""The `Link` header of a page of a list: the address of the next page, with the same filters and order."""
+"""Pages of lists: the `Link` header with the address of the next page, and pages of lists that are ordered by slug."""
 
-from fastapi import Request, Response
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Query, Request, Response
+
+from db.store.cursors import read_place, write_place
+
+T = TypeVar("T")
+Cursor = Annotated[
+    str | None, Query(max_length=800, description="`next_cursor` of the page before, with the same filters.")
+]
 
 
 def link_next(request: Request, response: Response, cursor: str | None) -> None:
@@ -8,3 +18,26 @@ def link_next(request: Request, response: Response, cursor: str | None) -> None:
     if cursor is not None:
         following = request.url.include_query_params(cursor=cursor).components
         response.headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
+
+
+def page_of(
+    name: str,
+    find: Callable[[str | None, int], Sequence[T]],
+    slug_of: Callable[[T], str],
+    cursor: str | None,
+    limit: int,
+) -> tuple[Sequence[T], str | None]:
+    """A page of the list of this name and the next page's cursor; `find` gives so many rows behind a slug.
+
+    Raises:
+        BadInput: the cursor is not one of this list.
+    """
+    after = None if cursor is None else read_place(name, cursor, 1)[0]
+    found = find(after, limit + 1)
+    return found[:limit], write_place(name, slug_of(found[limit - 1])) if len(found) > limit else None
+
+
+def listed(request: Request, response: Response, items: list[Any], cursor: str | None) -> dict[str, Any]:
+    """The answer of a list, with its `Link` header."""
+    link_next(request, response, cursor)
+    return {"items": items, "next_cursor": cursor}

@@ -17,8 +17,10 @@ from safe_sail.records import (
     Histogram,
     Job,
     SaeFacts,
+    SaeRanking,
     SaeRef,
     SaeScore,
+    SaeSpecificity,
     TopContexts,
 )
 
@@ -147,6 +149,83 @@ class FeatureDetail:
     """By descending rate gap."""
     explanations: list[JudgedExplanation]
     """By explainer and prompt version."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaxonomyConcept:
+    """A concept and how many features know it."""
+
+    name: str
+    harmful: bool
+    n_scored: int
+    """Features that were scored on it."""
+    n_specific: int
+    """Of those, the ones with a rate gap above one half and q below 0.05."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaxonomyCategory:
+    """A category with its concepts, by name."""
+
+    name: str
+    concepts: list[TaxonomyConcept]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaxonomyDomain:
+    """A domain with its categories, by name."""
+
+    name: str
+    categories: list[TaxonomyCategory]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taxonomy:
+    """Domains, by name."""
+
+    domains: list[TaxonomyDomain]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurvePoint:
+    """L0_t at one t, mean over concepts; the interval is 1.96 standard errors over concepts, null for one concept."""
+
+    t: float
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComparedSae:
+    """One SAE of a comparison."""
+
+    sae: SaeDetail
+    specificity: list[FromRun[SaeSpecificity]]
+    """By concept: L0_t and I_CDF with their nulls; empty before it was scored on contrastive pairs."""
+    curve: list[CurvePoint]
+    """L0_t over the thresholds that all its concepts share."""
+    curve_swapped: list[CurvePoint]
+    """The same with the texts' roles swapped: what chance gives."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRanking:
+    """How one run ranked SAEs on the same texts."""
+
+    run_id: str
+    ranking: list[SaeRanking]
+    """Best first, all SAEs of the run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaeComparison:
+    """SAEs side by side."""
+
+    saes: list[ComparedSae]
+    """In the order asked for."""
+    rankings: list[RunRanking]
+    """Of the latest runs that ranked one of them, newest first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,11 +1,14 @@
 """What the methods beside SAE scoring found: directions, safety neurons, guards, circuits, links of features."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from sqlalchemy.orm import Session
 
 from api.deps import SLUG_PATTERN, FeatureIndex, SaeSlug, SessionDep, ShortText
+from api.links import Cursor, listed, page_of
 from api.wire import as_wire, list_of, one_of
 from db import store
 from db.store import Kept
@@ -41,8 +44,32 @@ def _kept(kept: Kept[Any]) -> dict[str, Any]:
     return {"record": as_wire(kept.record), "run_id": kept.run_id}
 
 
-def _listed(found: Sequence[Kept[Any]]) -> dict[str, Any]:
-    return {"items": [_kept(one) for one in found], "next_cursor": None}
+def _slug(kept: Kept[Any]) -> str:
+    return str(kept.record.slug)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Which page of a list ordered by slug is asked for, and how it is answered."""
+
+    request: Request
+    response: Response
+    cursor: str | None
+    limit: int
+
+    def of(self, name: str, find: Callable[..., Sequence[Kept[Any]]], session: Session, **filters: Any) -> Any:
+        """The page that a function of the store finds."""
+        found, more = page_of(
+            name, lambda after, n: find(session, after=after, limit=n, **filters), _slug, self.cursor, self.limit
+        )
+        return listed(self.request, self.response, [_kept(one) for one in found], more)
+
+
+def _page(request: Request, response: Response, cursor: Cursor = None, limit: Limit = 50) -> Page:
+    return Page(request, response, cursor, limit)
+
+
+PageDep = Annotated[Page, Depends(_page)]
 
 
 def _found(kept: Kept[Any] | None, what: str, slug: str) -> dict[str, Any]:
@@ -55,9 +82,9 @@ def _found(kept: Kept[Any] | None, what: str, slug: str) -> dict[str, Any]:
 
 
 @router.get("/directions", tags=["directions"], response_model=list_of(DirectionSearch))
-def get_direction_searches(session: SessionDep, model: OfModel = None, limit: Limit = 50) -> Any:
+def get_direction_searches(session: SessionDep, page: PageDep, model: OfModel = None) -> Any:
     """Searches for refusal directions, whole: candidates, selection, trials and the direction, if one was confirmed."""
-    return _listed(store.list_direction_searches(session, model_id=model, limit=limit))
+    return page.of("directions", store.list_direction_searches, session, model_id=model)
 
 
 @router.get("/directions/{slug}", tags=["directions"], response_model=one_of(Direction))
@@ -82,9 +109,9 @@ def get_direction_reading(session: SessionDep, slug: Slug) -> Any:
 
 
 @router.get("/neuron-sets", tags=["neurons"], response_model=list_of(NeuronSearch))
-def get_neuron_searches(session: SessionDep, model: OfModel = None, limit: Limit = 50) -> Any:
+def get_neuron_searches(session: SessionDep, page: PageDep, model: OfModel = None) -> Any:
     """Searches for safety neurons between two models: the most changed ones, and what patching them does."""
-    return _listed(store.list_neuron_searches(session, model_id=model, limit=limit))
+    return page.of("neuron-sets", store.list_neuron_searches, session, model_id=model)
 
 
 @router.get("/neuron-sets/{slug}", tags=["neurons"], response_model=one_of(NeuronSearch))
@@ -94,15 +121,15 @@ def get_neuron_search(session: SessionDep, slug: Slug) -> Any:
 
 
 @router.get("/neuron-taxes", tags=["neurons"], response_model=list_of(NeuronTax))
-def get_neuron_taxes(session: SessionDep, limit: Limit = 50) -> Any:
+def get_neuron_taxes(session: SessionDep, page: PageDep) -> Any:
     """Comparisons of safety and helpfulness: whether they change the same neurons."""
-    return _listed(store.list_neuron_taxes(session, limit=limit))
+    return page.of("neuron-taxes", store.list_neuron_taxes, session)
 
 
 @router.get("/guards", tags=["neurons"], response_model=list_of(GuardEvaluation))
-def get_guards(session: SessionDep, model: OfModel = None, limit: Limit = 50) -> Any:
+def get_guards(session: SessionDep, page: PageDep, model: OfModel = None) -> Any:
     """Guards that tell before an answer whether it will be unsafe, judged on held-out prompts."""
-    return _listed(store.list_guard_evaluations(session, model_id=model, limit=limit))
+    return page.of("guards", store.list_guard_evaluations, session, model_id=model)
 
 
 # --------------------------------------------------------------------------------------------- circuits
@@ -111,16 +138,16 @@ def get_guards(session: SessionDep, model: OfModel = None, limit: Limit = 50) ->
 @router.get("/circuits", tags=["circuits"], response_model=list_of(Circuit))
 def get_circuits(
     session: SessionDep,
+    page: PageDep,
     model: OfModel = None,
     unit: Annotated[
         str | None,
         Query(description="Only those with this head or neuron, as L3.H5 or L3.N902.", pattern=UNIT, max_length=40),
     ] = None,
-    limit: Limit = 50,
 ) -> Any:
     """Circuits with their units and gate probabilities."""
     holds = None if unit is None else parse_unit(unit)
-    return _listed(store.list_circuits(session, model_id=model, unit=holds, limit=limit))
+    return page.of("circuits", store.list_circuits, session, model_id=model, unit=holds)
 
 
 @router.get("/circuits/{slug}", tags=["circuits"], response_model=one_of(Circuit))
@@ -138,7 +165,7 @@ def get_circuit_search(session: SessionDep, slug: Slug) -> Any:
 @router.get("/circuits/{slug}/evaluations", tags=["circuits"], response_model=list_of(CircuitEvaluation))
 def get_circuit_evaluations(session: SessionDep, slug: Slug) -> Any:
     """What removing and isolating the circuit does on held-out prompts, beside random circuits; one per ablation."""
-    return _listed(store.load_circuit_evaluations(session, slug))
+    return {"items": [_kept(one) for one in store.load_circuit_evaluations(session, slug)], "next_cursor": None}
 
 
 @router.get("/circuits/{slug}/features", tags=["circuits"], response_model=list_of(store.KeptLink, with_run=False))
@@ -159,9 +186,9 @@ def get_features_of_circuit(
 
 
 @router.get("/tunings", tags=["circuits"], response_model=list_of(TuningStudy))
-def get_tuning_studies(session: SessionDep, model: OfModel = None, limit: Limit = 50) -> Any:
+def get_tuning_studies(session: SessionDep, page: PageDep, model: OfModel = None) -> Any:
     """Studies that tune a model with a circuit alone or without it, beside full tuning and random circuits."""
-    return _listed(store.list_tuning_studies(session, model_id=model, limit=limit))
+    return page.of("tunings", store.list_tuning_studies, session, model_id=model)
 
 
 # --------------------------------------------------------------------------------------------- links
@@ -170,13 +197,19 @@ def get_tuning_studies(session: SessionDep, model: OfModel = None, limit: Limit 
 @router.get("/links", tags=["links"], response_model=list_of(store.LinkStudyListing, with_run=False))
 def get_link_studies(
     session: SessionDep,
+    page: PageDep,
     model: OfModel = None,
     sae: Annotated[ShortText | None, Query(description="Only those of this SAE.")] = None,
-    limit: Limit = 50,
 ) -> Any:
     """Studies of what features are linked with, without their links, and what chance gave in the same tests."""
-    found = store.list_link_studies(session, model_id=model, sae=sae, limit=limit)
-    return {"items": [as_wire(one) for one in found], "next_cursor": None}
+    found, more = page_of(
+        "links",
+        lambda after, n: store.list_link_studies(session, model_id=model, sae=sae, limit=n, after=after),
+        lambda one: one.slug,
+        page.cursor,
+        page.limit,
+    )
+    return listed(page.request, page.response, [as_wire(one) for one in found], more)
 
 
 @router.get("/links/{slug}", tags=["links"], response_model=one_of(LinkStudy))

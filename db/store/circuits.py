@@ -132,15 +132,22 @@ def load_circuit_evaluations(session: Session, slug: str) -> list[Kept[CircuitEv
 
 
 def list_circuits(
-    session: Session, *, model_id: str | None = None, unit: CircuitUnit | None = None, limit: int = 100
+    session: Session,
+    *,
+    model_id: str | None = None,
+    unit: CircuitUnit | None = None,
+    limit: int = 100,
+    after: str | None = None,
 ) -> list[Kept[Circuit]]:
-    """Circuits by slug, of one model or of all, and of those only the ones that hold a unit, if one is given.
+    """Circuits by slug, of one model or of all, with a unit, if one is given; behind `after`, if it is given.
 
     Raises:
         BadInput: the limit is outside 1 to 1000.
     """
     require_limit(limit)
     query = select(tables.CircuitRow.slug).order_by(tables.CircuitRow.slug).limit(limit)
+    if after is not None:
+        query = query.where(tables.CircuitRow.slug > after)
     if model_id is not None:
         query = query.where(tables.CircuitRow.model_id == model_id)
     if unit is not None:

@@ -1,4 +1,7 @@
-"""Cursors of feature listings: the sort value and the key of a page's last row, as one opaque word."""
+"""Cursors: where a page of a list ended, as one opaque word.
+
+A listing of features ends at a sort value and a key; any other list at the texts it is ordered by.
+"""
 
 import base64
 import binascii
@@ -7,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from db.packing import is_plain_text
 from safe_sail.errors import BadInput
 
 
@@ -44,3 +48,27 @@ def read_cursor(sort: str, cursor: str) -> LastRow:
             f"`{cursor[:80]!r}` is no cursor of a listing sorted by `{sort}`; pass on `next_cursor` of the page "
             f"before, with the same order, or leave it out."
         ) from error
+
+
+def write_place(name: str, *key: str) -> str:
+    """The word for a page of a list that ended with the row of this key."""
+    return base64.urlsafe_b64encode(json.dumps([name, *key]).encode()).decode().rstrip("=")
+
+
+def read_place(name: str, cursor: str, n: int) -> tuple[str, ...]:
+    """The key of n texts that a word of `write_place` means.
+
+    Raises:
+        BadInput: it is not one of this list.
+    """
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        kind, *key = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        if kind != name or len(key) != n or not all(isinstance(part, str) and is_plain_text(part) for part in key):
+            raise ValueError("other fields than expected")
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise BadInput(
+            f"`{cursor[:80]!r}` is no cursor of the list of {name}; pass on `next_cursor` of the page before, or leave "
+            f"it out."
+        ) from error
+    return tuple(key)

@@ -114,15 +114,15 @@ def load_direction_reading(session: Session, slug: str) -> Kept[DirectionReading
 
 
 def list_direction_searches(
-    session: Session, *, model_id: str | None = None, limit: int = 100
+    session: Session, *, model_id: str | None = None, limit: int = 100, after: str | None = None
 ) -> list[Kept[DirectionSearch]]:
-    """Searches by slug, of one model or of all.
+    """Searches by slug, of one model or of all; behind `after`, if it is given.
 
     Raises:
         BadInput: the limit is outside 1 to 1000.
     """
     where = () if model_id is None else (tables.DirectionSearchRow.model_id == model_id,)
-    return list_named(session, _SEARCHES, DirectionSearch, *where, limit=limit)
+    return list_named(session, _SEARCHES, DirectionSearch, *where, limit=limit, after=after)
 
 
 def _columns(direction: Direction) -> rows.Columns:

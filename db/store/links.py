@@ -93,9 +93,9 @@ def load_link_study(session: Session, slug: str) -> Kept[LinkStudy]:
 
 
 def list_link_studies(
-    session: Session, *, model_id: str | None = None, sae: str | None = None, limit: int = 100
+    session: Session, *, model_id: str | None = None, sae: str | None = None, limit: int = 100, after: str | None = None
 ) -> list[LinkStudyListing]:
-    """Studies by slug, of one model or SAE or of all.
+    """Studies by slug, of one model or SAE or of all; behind `after`, if it is given.
 
     Raises:
         BadInput: the limit is outside 1 to 1000.
@@ -104,6 +104,8 @@ def list_link_studies(
     require_limit(limit)
     study, owner = tables.LinkStudyRow, tables.SaeRow
     query = select(study, owner.slug).join(owner, owner.sae_key == study.sae_key).order_by(study.slug).limit(limit)
+    if after is not None:
+        query = query.where(study.slug > after)
     if model_id is not None:
         query = query.where(study.model_id == model_id)
     if sae is not None:

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db import tables
@@ -62,17 +63,19 @@ def load_run(session: Session, run_id: str) -> RunInfo:
     return rows.run_of(row)
 
 
-def list_runs(session: Session, *, limit: int = 100) -> list[RunInfo]:
-    """Runs, newest first.
+def list_runs(session: Session, *, limit: int = 100, after: tuple[datetime, str] | None = None) -> list[RunInfo]:
+    """Runs, newest first (ties: descending id); from behind the one of this start and id on, if one is given.
 
     Raises:
         BadInput: the limit is outside 1 to 1000.
     """
     require_limit(limit)
-    found = session.scalars(
-        select(tables.RunRow).order_by(tables.RunRow.started.desc(), tables.RunRow.run_id.desc()).limit(limit)
-    )
-    return [rows.run_of(row) for row in found]
+    row = tables.RunRow
+    query = select(row).order_by(row.started.desc(), row.run_id.desc()).limit(limit)
+    if after is not None:
+        started, run_id = after
+        query = query.where(or_(row.started < started, and_(row.started == started, row.run_id < run_id)))
+    return [rows.run_of(one) for one in session.scalars(query)]
 
 
 def load_model(session: Session, model_id: str) -> ModelRef:

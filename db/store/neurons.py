@@ -60,16 +60,16 @@ def load_neuron_change(session: Session, slug: str) -> Kept[NeuronChange]:
 
 
 def list_neuron_searches(
-    session: Session, *, model_id: str | None = None, limit: int = 100
+    session: Session, *, model_id: str | None = None, limit: int = 100, after: str | None = None
 ) -> list[Kept[NeuronSearch]]:
-    """Searches by slug; those in which the model is one of the two, if one is named.
+    """Searches by slug; those with the model on one side, if one is named; behind `after`, if it is given.
 
     Raises:
         BadInput: the limit is outside 1 to 1000.
     """
     row = tables.NeuronSearchRow
     where = () if model_id is None else ((row.first_model == model_id) | (row.second_model == model_id),)
-    return list_named(session, _SEARCHES, NeuronSearch, *where, limit=limit)
+    return list_named(session, _SEARCHES, NeuronSearch, *where, limit=limit, after=after)
 
 
 def save_neuron_tax(session: Session, tax: NeuronTax, *, run_id: str) -> None:
@@ -94,13 +94,13 @@ def load_neuron_tax(session: Session, slug: str) -> Kept[NeuronTax]:
     return load_named(session, _TAXES, NeuronTax, slug)
 
 
-def list_neuron_taxes(session: Session, *, limit: int = 100) -> list[Kept[NeuronTax]]:
-    """Comparisons by slug.
+def list_neuron_taxes(session: Session, *, limit: int = 100, after: str | None = None) -> list[Kept[NeuronTax]]:
+    """Comparisons by slug; behind `after`, if it is given.
 
     Raises:
         BadInput: the limit is outside 1 to 1000.
     """
-    return list_named(session, _TAXES, NeuronTax, limit=limit)
+    return list_named(session, _TAXES, NeuronTax, limit=limit, after=after)
 
 
 def save_guard_evaluation(session: Session, evaluation: GuardEvaluation, *, run_id: str) -> None:
@@ -126,12 +126,12 @@ def load_guard_evaluation(session: Session, slug: str) -> Kept[GuardEvaluation]:
 
 
 def list_guard_evaluations(
-    session: Session, *, model_id: str | None = None, limit: int = 100
+    session: Session, *, model_id: str | None = None, limit: int = 100, after: str | None = None
 ) -> list[Kept[GuardEvaluation]]:
-    """Evaluations by slug; those of one model, if one is named.
+    """Evaluations by slug; those of one model, if one is named; behind `after`, if it is given.
 
     Raises:
         BadInput: the limit is outside 1 to 1000.
     """
     where = () if model_id is None else (tables.GuardRow.model_id == model_id,)
-    return list_named(session, _GUARDS, GuardEvaluation, *where, limit=limit)
+    return list_named(session, _GUARDS, GuardEvaluation, *where, limit=limit, after=after)

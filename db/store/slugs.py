@@ -47,14 +47,18 @@ def load_named(session: Session, of: Named, kind: type[T], slug: str) -> Kept[T]
     return kept(kind, row_named(session, of, slug))
 
 
-def list_named(session: Session, of: Named, kind: type[T], *where: ColumnElement[bool], limit: int) -> list[Kept[T]]:
-    """Records by slug, of the rows for which all conditions hold.
+def list_named(
+    session: Session, of: Named, kind: type[T], *where: ColumnElement[bool], limit: int, after: str | None = None
+) -> list[Kept[T]]:
+    """Records by slug, of the rows for which all conditions hold, from behind a slug on if one is given.
 
     Raises:
         BadInput: the limit is outside 1 to 1000.
     """
     require_limit(limit)
     columns = select(of.table.record, of.table.run_id).where(*where).order_by(of.table.slug).limit(limit)
+    if after is not None:
+        columns = columns.where(of.table.slug > after)
     return [Kept(from_json(kind, record[0]), run_id) for record, run_id in session.execute(columns)]
 
 

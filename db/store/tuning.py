@@ -38,11 +38,13 @@ def load_tuning_study(session: Session, slug: str) -> Kept[TuningStudy]:
     return load_named(session, _STUDIES, TuningStudy, slug)
 
 
-def list_tuning_studies(session: Session, *, model_id: str | None = None, limit: int = 100) -> list[Kept[TuningStudy]]:
-    """Studies by slug, of one model or of all.
+def list_tuning_studies(
+    session: Session, *, model_id: str | None = None, limit: int = 100, after: str | None = None
+) -> list[Kept[TuningStudy]]:
+    """Studies by slug, of one model or of all; behind `after`, if it is given.
 
     Raises:
         BadInput: the limit is outside 1 to 1000.
     """
     where = () if model_id is None else (tables.TuningStudyRow.model_id == model_id,)
-    return list_named(session, _STUDIES, TuningStudy, *where, limit=limit)
+    return list_named(session, _STUDIES, TuningStudy, *where, limit=limit, after=after)

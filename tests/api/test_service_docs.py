@@ -17,7 +17,7 @@ def test_every_address_and_parameter_is_documented(client: TestClient):
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
                 is_named = f"`{parameter['name']}`" in row
-                assert parameter["in"] == "path" or is_named or path == "/v1/runs", parameter["name"]
+                assert parameter["in"] == "path" or is_named, parameter["name"]
 
 
 def test_every_problem_is_documented_with_its_status():
