@@ -2,12 +2,14 @@
 
 import json
 import re
-from typing import Annotated, Any
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, get_origin, get_type_hints
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from api.deps import JobIdentity, SessionDep, SettingsDep, WritingDep
 from api.job_requests import REQUEST_TYPES, settings_as_json
@@ -86,12 +88,14 @@ def all_jobs(
 
 
 def _defaults(kind: str) -> str:
+    """Every setting of a kind with its default, as JSON; what must be told stands there empty, to be filled in."""
     of = JOB_KINDS[kind]
-    try:
-        values = TypeAdapter(of).dump_python(of(), mode="json")
-    except TypeError:  # a kind that must be told something has no defaults
-        return "{}"
-    return json.dumps(values, indent=2, ensure_ascii=False)
+    hints = get_type_hints(of)
+    values = {
+        one.name: ([""] if get_origin(hints[one.name]) is tuple else "") if one.default is MISSING else one.default
+        for one in fields(of)
+    }
+    return json.dumps(to_jsonable_python(values), indent=2, ensure_ascii=False)
 
 
 @forms.post("/jobs")

@@ -186,11 +186,11 @@ class FeatureAblator:
         sites: Sequence[Site] = (),
         n_last: int = 1,
         *,
-        places: Int[Tensor, "batch kept"] | None = None,
+        places: Int[Tensor, "batch vectors kept"] | None = None,
     ) -> WithoutFeatures:
         """With `activation of features[owners[v]] * vectors[v]` taken out, for each v; a zero vector takes nothing.
 
-        Sites are read at the last `n_last` tokens, or at the columns that `places` names for each text.
+        Sites are read at the last `n_last` tokens, or at the columns that `places` names for each text and vector.
         """
         out, sae = self._sae.out_site, self._sae
         captured = self._handle.capture(part.batch, list({sae.site, out}))
@@ -207,7 +207,11 @@ class FeatureAblator:
             logits.append(run[0].reshape(len(some), n, -1).transpose(0, 1))
             for site in sites:
                 kept = run[1][site]
-                kept = kept[:, -n_last:] if places is None else values_at(kept, places.repeat(len(some), 1))
+                kept = (
+                    kept[:, -n_last:]
+                    if places is None
+                    else values_at(kept, places[:, some].transpose(0, 1).flatten(0, 1))
+                )
                 seen[site].append(kept.reshape(len(some), n, *kept.shape[1:]).transpose(0, 1))
         return WithoutFeatures(torch.cat(logits, 1), {site: torch.cat(found, 1) for site, found in seen.items()})
 

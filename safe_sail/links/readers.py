@@ -132,21 +132,20 @@ def _changes(
 ) -> _Changes:
     index, n = torch.tensor(features), len(features)
     rows = torch.stack([sae.decoder_row(feature) for feature in features]).float().cpu()
-    vectors = torch.cat([torch.zeros_like(rows[:1]), rows])
     shape = (2 * texts.n_pairs, n)
     along = {site: torch.empty(*shape, handle.site_shape(site)[0]) for site in sites}
     at_peak = {site: torch.empty(*shape, *handle.site_shape(site)) for site in sites if site.kind is SiteKind.MLP_ACT}
     for part in texts.parts(settings.batch_rows):
-        peaks = peaks_of(sae, handle.capture(part.batch, [sae.site])[sae.site], index, part).cpu()
-        last = torch.full((len(part.rows), 1), part.batch.token_ids.shape[1] - 1)
-        read = ablator.read(part, index, vectors, [0, *range(n)], sites, places=torch.cat([peaks, last], dim=1))
+        plain = handle.capture(part.batch, [*sites, sae.site])
+        peaks = peaks_of(sae, plain[sae.site], index, part).cpu()
+        places = torch.stack([peaks, torch.full_like(peaks, part.batch.token_ids.shape[1] - 1)], dim=-1)
+        read = ablator.read(part, index, rows, range(n), sites, places=places)
         for site in sites:
-            x = read.captures[site]  # [batch, 1 + features, features + 1, *unit]
-            change = (x[:, :1, n] - x[:, 1:, n]) * means[site]
+            without = read.captures[site]  # [batch, features, peak and last, *unit]
+            change = (plain[site][:, None, -1].float().cpu() - without[:, :, 1]) * means[site]
             along[site][part.rows] = change if site.kind is SiteKind.MLP_ACT else change.sum(-1)
             if site in at_peak:
-                for column in range(n):
-                    at_peak[site][part.rows, column] = x[:, 0, column] - x[:, 1 + column, column]
+                at_peak[site][part.rows] = values_at(plain[site], peaks).float().cpu() - without[:, :, 0]
     return _Changes(along, at_peak)
 
 

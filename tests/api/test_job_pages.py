@@ -60,6 +60,16 @@ def test_the_form_of_every_kind_holds_settings_that_can_be_read(client: TestClie
     assert f'name="kind" value="{kind}"' in text
 
 
+def test_a_form_shows_what_must_be_told_and_every_default(client: TestClient):
+    text = client.get("/jobs?kind=train-saes", headers=HTML).text.replace("&#34;", '"')
+    found = re.search(r"<textarea[^>]*>(.*?)</textarea>", text, re.S)
+    assert found is not None
+    told = json.loads(found[1])
+    assert (told["name"], told["sites"], told["model"]) == ("", [""], None)
+    assert told["settings"]["window"] == 256
+    assert told["widths"] == [1024]
+
+
 def test_a_form_of_our_own_page_is_taken_though_its_origin_is_null(client: TestClient):
     headers = HTML | {"sec-fetch-site": "same-origin", "origin": "null"}
     answer = client.post("/jobs", data={"kind": "nothing", "settings": "{}"}, headers=headers)
