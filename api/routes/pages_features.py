@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from sqlalchemy.orm import Session
 
 from api.deps import FeatureIndex, SaeSlug, SessionDep, SettingsDep, ShortText
+from api.offers import ORGANISM_SAES
 from api.pages.figures import axis_start
 from api.pages.linking import link_lines
 from api.pages.render import render
@@ -109,7 +110,7 @@ def _list_page(
 
 
 @router.api_route("/saes/{sae}/features/{index}", methods=["GET", "HEAD"])
-def feature(session: SessionDep, sae: SaeSlug, index: FeatureIndex) -> str:
+def feature(session: SessionDep, settings: SettingsDep, sae: SaeSlug, index: FeatureIndex) -> str:
     """One feature: explanation, published scores, concept scores, activations and contexts."""
     one = FeatureId(sae=sae, index=index)
     bundle = load_feature(session, one)
@@ -126,6 +127,7 @@ def feature(session: SessionDep, sae: SaeSlug, index: FeatureIndex) -> str:
     return render(
         "feature.html",
         bundle=bundle,
+        can_steer=sae in ORGANISM_SAES or sae in settings.saes,
         scores=scores,
         tags=tags,
         links=link_lines(links, pages),

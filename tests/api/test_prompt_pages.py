@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 from fastapi.testclient import TestClient
 
+from api.main import create_app
 from api.pages.circuits import head_grid, neuron_layers, reply_lines
 from api.pages.prompting import chips, strips
+from api.settings import ServiceSettings
 from db import leases
 from db.engine import reading
 from db.store import load_model
@@ -49,7 +51,7 @@ def test_a_trace_shows_every_token_with_its_features_and_hostile_text_as_text(ow
     assert f'href="/saes/{BEST}/features/3"' in text
     assert "words of insult" in text  # what is said of feature 3
     assert "7 features are active; the first 2" in text
-    assert f'href="/prompts?ask=steer&amp;sae={BEST}&amp;feature=3"' in text
+    assert "ask=steer&amp;sae" not in text  # the server does not offer this SAE
     assert own_client.get(f"/prompts/{job_id}?sae=nobody").status_code == 404
 
 
@@ -104,6 +106,17 @@ def test_what_cannot_be_asked_is_said(own_client: TestClient, path: str, form: s
     posted = own_client.post(path, content=form, headers=FORM)
     assert posted.status_code == status
     assert said in posted.text
+
+
+def test_a_feature_leads_to_steering_where_its_sae_is_offered(database_url: str):
+    for saes, offered in (({}, False), ({BEST: "folder"}, True)):
+        app = create_app(ServiceSettings(database_url=database_url, saes=saes))
+        with TestClient(app, base_url="http://127.0.0.1:8420") as client:
+            text = client.get(f"/saes/{BEST}/features/3", headers=HTML).text
+            assert (f'href="/prompts?ask=steer&amp;sae={BEST}&amp;feature=3"' in text) == offered
+            if offered:
+                form = client.get(f"/prompts?ask=steer&sae={BEST}&feature=3", headers=HTML).text
+                assert f'value="{BEST}" selected' in form
 
 
 def test_forms_of_other_sites_ask_nothing(own_client: TestClient):

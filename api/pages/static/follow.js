@@ -5,8 +5,8 @@ const place = document.getElementById("progress");
 const list = document.getElementById("event-list");
 let seen = Number(place.dataset.seen);
 
-function told(data) {
-  return Object.entries(data).map(([name, value]) => `${name} ${value}`).join(", ");
+function told(kind, data) {
+  return Object.entries(data).map(([name, value]) => (name === kind ? `${value}` : `${name} ${value}`)).join(", ");
 }
 
 function show(message) {
@@ -14,7 +14,7 @@ function show(message) {
   if (event.number <= seen) return;
   seen = event.number;
   const line = document.createElement("li");
-  line.textContent = `${event.at.slice(0, 19).replace("T", " ")} ${event.kind} ${told(event.data)}`;
+  line.textContent = `${event.at.slice(0, 19).replace("T", " ")} ${event.kind} ${told(event.kind, event.data)}`;
   list.append(line);
   if (event.kind === "progress") {
     const { step, n_done: done, n_total: total } = event.data;
