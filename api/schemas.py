@@ -300,5 +300,8 @@ def _judged(one: Explained) -> JudgedExplanation:
 
 def encodable(context: Context) -> Context:
     """The context with half characters (lone surrogates, which UTF-8 cannot hold) replaced by U+FFFD."""
-    clean = tuple(_HALF_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", token) for token in context.tokens)
-    return context if clean == context.tokens else replace(context, tokens=clean)
+    *tokens, source_id = (
+        _HALF_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", t) for t in (*context.tokens, context.source_id)
+    )
+    same = (context.tokens, context.source_id) == (tuple(tokens), source_id)
+    return context if same else replace(context, tokens=tuple(tokens), source_id=source_id)

@@ -1,7 +1,8 @@
-"""All that is known of an SAE's features as one stream: a line of JSON a feature, in bounded memory."""
+"""All that is known of an SAE's features as one stream, lines of JSON or a Parquet file, in bounded memory."""
 
 import json
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -12,42 +13,68 @@ from api.deps import SaeSlug, SessionDep
 from api.schemas import feature_detail
 from api.wire import as_wire
 from db.engine import reading
+from db.interchange.parquet import require_pyarrow
+from db.interchange.parquet_features import stream_parquet
 from db.lookup import find_sae
-from db.store import FeatureFilter, list_features, load_feature
+from db.store import FeatureBundle, FeatureFilter, list_features, load_feature
 from safe_sail.records import FeatureId
 
 router = APIRouter(tags=["exports"])
 
-MEDIA_TYPE = "application/x-ndjson"
+
+class ExportFormat(StrEnum):
+    """What the stream is made of."""
+
+    NDJSON = "ndjson"
+    PARQUET = "parquet"
+
+
+MEDIA_TYPES = {ExportFormat.NDJSON: "application/x-ndjson", ExportFormat.PARQUET: "application/vnd.apache.parquet"}
 _AT_ONCE = 200
-"""Features of one transaction: a slow reader keeps no transaction open."""
+"""Features of one transaction and one row group: a slow reader keeps no transaction open."""
 
 
-@router.get("/saes/{sae}/export", response_class=StreamingResponse, responses={200: {"content": {MEDIA_TYPE: {}}}})
+@router.get(
+    "/saes/{sae}/export",
+    response_class=StreamingResponse,
+    responses={200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}},
+)
 def export_features(
     request: Request,
     session: SessionDep,
     sae: SaeSlug,
     explained: Annotated[bool | None, Query(description="Only features with (true) or without an explanation.")] = None,
+    form: Annotated[
+        ExportFormat, Query(alias="format", description="Lines of JSON, or one Parquet file with a row a feature.")
+    ] = ExportFormat.NDJSON,
 ) -> StreamingResponse:
     """Every feature of which anything is known, by ascending index: a line each, as `/v1/saes/{sae}/features/{index}`.
 
-    A stream that was cut off has no last line feed; what is written meanwhile may or may not be in it.
+    A stream that was cut off has no last line feed, or as Parquet no end that a reader accepts; what is written
+    meanwhile may or may not be in it.
     """
     find_sae(session, sae)
-    lines = _lines(request.app.state.engine, sae, FeatureFilter(explained=explained))
-    name = f'attachment; filename="{sae}.ndjson"'
-    return StreamingResponse(lines, media_type=MEDIA_TYPE, headers={"Content-Disposition": name})
+    portions = _portions(request.app.state.engine, sae, FeatureFilter(explained=explained))
+    if form is ExportFormat.PARQUET:
+        require_pyarrow()  # a stream that has begun cannot become a problem
+    stream = stream_parquet(portions) if form is ExportFormat.PARQUET else _lines(portions)
+    name = f'attachment; filename="{sae}.{form}"'
+    return StreamingResponse(stream, media_type=MEDIA_TYPES[form], headers={"Content-Disposition": name})
 
 
-def _lines(engine: Engine, sae: str, filters: FeatureFilter) -> Iterator[bytes]:
+def _portions(engine: Engine, sae: str, filters: FeatureFilter) -> Iterator[list[FeatureBundle]]:
     cursor = None
     while True:
         with reading(engine) as session:
             page = list_features(session, sae, filters=filters, cursor=cursor, limit=_AT_ONCE)
             bundles = [load_feature(session, FeatureId(sae=sae, index=row.index)) for row in page.rows]
-        part = [json.dumps(as_wire(feature_detail(one)), ensure_ascii=False, allow_nan=False) for one in bundles]
-        yield "".join(f"{line}\n" for line in part).encode()
+        yield bundles
         cursor = page.next_cursor
         if cursor is None:
             return
+
+
+def _lines(portions: Iterator[list[FeatureBundle]]) -> Iterator[bytes]:
+    for bundles in portions:
+        part = [json.dumps(as_wire(feature_detail(one)), ensure_ascii=False, allow_nan=False) for one in bundles]
+        yield "".join(f"{line}\n" for line in part).encode()

@@ -46,7 +46,7 @@ _BATCH = 512  # rows read at a time; as many contexts make about a megabyte
 
 _FEATURE = {"sae": "string", "index": "int64"}
 _EXPLANATION = _FEATURE | {"explainer": "string", "prompt_version": "string"}
-_ESTIMATE = {"": "float64", "_low": "float64", "_high": "float64", "_n": "int64", "_level": "float64"}
+ESTIMATE: Mapping[str, str] = {"": "float64", "_low": "float64", "_high": "float64", "_n": "int64", "_level": "float64"}
 TABLES: Mapping[str, Mapping[str, str]] = {
     "models": dict.fromkeys(("model_id", "architecture", "source"), "string")
     | dict.fromkeys(("n_layers", "n_heads", "d_head", "d_model", "d_mlp", "d_vocab"), "int64"),
@@ -64,7 +64,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     "explanations": _EXPLANATION | {"text": "string"},
     "scores": _EXPLANATION
     | {"method": "string", "n_excluded": "int64"}
-    | {f"{name}{end}": kind for name in ("score", "control") for end, kind in _ESTIMATE.items()},
+    | {f"{name}{end}": kind for name in ("score", "control") for end, kind in ESTIMATE.items()},
     "published_scores": _FEATURE | {"source": "string", "method": "string", "value": "float64"},
     "tags": _FEATURE | {"source": "string", "tags": "string[]"},
 }  # fmt: skip
@@ -80,7 +80,8 @@ class Counts(NamedTuple):
         return ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.rows.items())
 
 
-def _pyarrow() -> Any:
+def require_pyarrow() -> Any:
+    """The package, or BadInput that says how to get it."""
     try:
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
@@ -89,14 +90,16 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def _schema(pyarrow: Any, table: str) -> Any:
-    def field(name: str, kind: str) -> Any:
-        plain = kind.rstrip("?")
-        base = pyarrow.type_for_alias(plain.removesuffix("[]"))
-        whole = pyarrow.list_(pyarrow.field("element", base, nullable=False)) if plain.endswith("[]") else base
-        return pyarrow.field(name, whole, nullable=kind.endswith("?"))
+def arrow_field(pyarrow: Any, name: str, kind: str) -> Any:
+    """The column of a kind as `TABLES` writes it."""
+    plain = kind.rstrip("?")
+    base = pyarrow.type_for_alias(plain.removesuffix("[]"))
+    whole = pyarrow.list_(pyarrow.field("element", base, nullable=False)) if plain.endswith("[]") else base
+    return pyarrow.field(name, whole, nullable=kind.endswith("?"))
 
-    return pyarrow.schema([field(name, kind) for name, kind in TABLES[table].items()])
+
+def _schema(pyarrow: Any, table: str) -> Any:
+    return pyarrow.schema([arrow_field(pyarrow, name, kind) for name, kind in TABLES[table].items()])
 
 
 # --------------------------------------------------------------------------------------------- 2. export
@@ -109,7 +112,7 @@ def export_parquet(session: Session, saes: list[str], target: Path) -> Counts:
         NotFound: no SAE has such a slug.
         ExportRefused: the target exists or cannot be written, or there is no SAE.
     """
-    pyarrow = _pyarrow()
+    pyarrow = require_pyarrow()
     if not saes:
         raise ExportRefused("the database holds no SAE; there is nothing to write.")
     counts = dict.fromkeys(TABLES, 0)
@@ -200,7 +203,7 @@ def _score_row(one: ExplanationScore) -> Row:
     row = _of(one.feature, _plain(one)) | {"method": str(one.method)}
     for name in ("score", "control"):
         estimate = row.pop(name)
-        row |= {f"{name}{end}": getattr(estimate, end[1:] or "value") for end in _ESTIMATE}
+        row |= {f"{name}{end}": getattr(estimate, end[1:] or "value") for end in ESTIMATE}
     return row
 
 
@@ -214,7 +217,7 @@ def import_parquet(session: Session, folder: Path, *, run_id: str) -> Counts:
         ImportUnreadable: a file is missing or damaged, has other columns, or a row that is no record.
         BadInput: an SAE or a model is known with other facts.
     """
-    files = _Files(_pyarrow(), folder)
+    files = _Files(require_pyarrow(), folder)
     if not (folder / "saes.parquet").is_file():
         raise ImportUnreadable(f"{folder}: expected a folder with saes.parquet, as `safe-sail export` writes it.")
     for model in files.records("models", lambda row: ModelRef(**row)):
@@ -332,7 +335,7 @@ def _explanation(row: Row) -> Explanation:
 def _score(row: Row) -> ExplanationScore:
     found = _with_feature(row) | {"method": JudgeMethod(row["method"])}
     for name in ("score", "control"):
-        parts = {end[1:] or "value": found.pop(f"{name}{end}") for end in _ESTIMATE}
+        parts = {end[1:] or "value": found.pop(f"{name}{end}") for end in ESTIMATE}
         found[name] = Estimate(**parts)
     return ExplanationScore(**found)
 
