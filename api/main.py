@@ -20,7 +20,7 @@ from api.lane import ShortLane
 from api.middleware import RequestFrame
 from api.openapi import describe
 from api.pages.render import STATIC_FOLDER
-from api.routes import concepts, exports, features, health, jobs, live, methods, models, pages, runs, saes
+from api.routes import concepts, exports, features, health, imports, jobs, live, methods, models, pages, runs, saes
 from api.settings import ServiceSettings
 from db.engine import make_engine
 from safe_sail import __version__
@@ -72,7 +72,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     strict = [Depends(refuse_unknown_parameters)]
     app.include_router(health.router, dependencies=strict)
     strict = [Depends(require_access), *strict]
-    for part in (models, saes, features, concepts, runs, methods, exports, jobs, live):
+    for part in (models, saes, features, concepts, runs, methods, exports, imports, jobs, live):
         app.include_router(part.router, prefix="/v1", dependencies=strict)
     app.include_router(metrics.router, dependencies=strict)
     app.include_router(pages.router, dependencies=strict, include_in_schema=False)

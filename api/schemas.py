@@ -238,6 +238,41 @@ class JobList:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImportTally:
+    """Records of one kind that were imported."""
+
+    new: int
+    replaced: int
+    """There, but otherwise, or found by another run."""
+    unchanged: int
+    """There already."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportReport:
+    """What an import brought."""
+
+    run_id: str
+    """Run of the import; its settings hold the source and the hash. Records stay under the runs that found them."""
+    sha256: str
+    """Of the body."""
+    n_lines: int
+    """Lines that are not blank."""
+    runs: ImportTally
+    models: ImportTally
+    concepts: ImportTally
+    saes: ImportTally
+    features: ImportTally
+    """Features with anything known of them."""
+    contexts: ImportTally
+    """Features with collected contexts."""
+    concept_scores: ImportTally
+    explanations: ImportTally
+    scores: ImportTally
+    """Of explanations."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Health:
     """The service's state."""
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from enum import StrEnum
+from itertools import chain
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -10,9 +11,11 @@ from sqlalchemy import Engine
 from starlette.responses import StreamingResponse
 
 from api.deps import SaeSlug, SessionDep
+from api.import_lines import reference_lines
 from api.schemas import feature_detail
 from api.wire import as_wire
 from db.engine import reading
+from db.interchange.bundles import references
 from db.interchange.parquet import require_pyarrow
 from db.interchange.parquet_features import stream_parquet
 from db.lookup import find_sae
@@ -26,10 +29,11 @@ class ExportFormat(StrEnum):
     """What the stream is made of."""
 
     NDJSON = "ndjson"
+    PORTABLE = "portable"
     PARQUET = "parquet"
 
 
-MEDIA_TYPES = {ExportFormat.NDJSON: "application/x-ndjson", ExportFormat.PARQUET: "application/vnd.apache.parquet"}
+_LINES, _FILE = "application/x-ndjson", "application/vnd.apache.parquet"
 _AT_ONCE = 200
 """Features of one transaction and one row group: a slow reader keeps no transaction open."""
 
@@ -37,7 +41,7 @@ _AT_ONCE = 200
 @router.get(
     "/saes/{sae}/export",
     response_class=StreamingResponse,
-    responses={200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}},
+    responses={200: {"content": {_LINES: {}, _FILE: {}}}},
 )
 def export_features(
     request: Request,
@@ -45,7 +49,12 @@ def export_features(
     sae: SaeSlug,
     explained: Annotated[bool | None, Query(description="Only features with (true) or without an explanation.")] = None,
     form: Annotated[
-        ExportFormat, Query(alias="format", description="Lines of JSON, or one Parquet file with a row a feature.")
+        ExportFormat,
+        Query(
+            alias="format",
+            description="Lines of JSON, the same behind lines of the runs, model and concepts that they refer to, or "
+            "one Parquet file with a row a feature.",
+        ),
     ] = ExportFormat.NDJSON,
 ) -> StreamingResponse:
     """Every feature of which anything is known, by ascending index: a line each, as `/v1/saes/{sae}/features/{index}`.
@@ -55,11 +64,13 @@ def export_features(
     """
     find_sae(session, sae)
     portions = _portions(request.app.state.engine, sae, FeatureFilter(explained=explained))
+    end = "parquet" if form is ExportFormat.PARQUET else "ndjson"
+    headers = {"Content-Disposition": f'attachment; filename="{sae}.{end}"'}
     if form is ExportFormat.PARQUET:
         require_pyarrow()  # a stream that has begun cannot become a problem
-    stream = stream_parquet(portions) if form is ExportFormat.PARQUET else _lines(portions)
-    name = f'attachment; filename="{sae}.{form}"'
-    return StreamingResponse(stream, media_type=MEDIA_TYPES[form], headers={"Content-Disposition": name})
+        return StreamingResponse(stream_parquet(portions), media_type=_FILE, headers=headers)
+    before = reference_lines(references(session, sae)) if form is ExportFormat.PORTABLE else []
+    return StreamingResponse(chain(before, _lines(portions)), media_type=_LINES, headers=headers)
 
 
 def _portions(engine: Engine, sae: str, filters: FeatureFilter) -> Iterator[list[FeatureBundle]]:
