@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-quick test-browser check format bench contract lock clean
+.PHONY: help install demo serve test test-slow test-browser check format bench contract lock clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -30,11 +30,11 @@ demo: $(VENV)/.run ## run the main job on the embedded model organism
 serve: $(VENV)/.run ## serve what the demo found, at http://127.0.0.1:8420
 	$(BIN)/safe-sail serve
 
-test: $(VENV)/.dev check ## every check and every test but those in a browser
-	$(PYTEST) -n 2 -m 'not browser and not gpu and not hub'
+test: $(VENV)/.dev check ## every check, and every test that is neither slow nor in a browser
+	$(PYTEST) -n 2 -m 'not slow and not browser and not gpu and not hub'
 
-test-quick: $(VENV)/.dev ## tests that take less than ten seconds each
-	$(PYTEST) -n 2 -m 'not slow and not postgres and not browser and not gpu and not hub'
+test-slow: $(VENV)/.dev ## whole commands on the organism, its figures, and the demo
+	$(PYTEST) -n 2 -m 'slow and not browser and not gpu and not hub'
 
 test-browser: $(VENV)/.dev ## the page in a real Chromium (installed by apt where it is missing and we are root)
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -q -y chromium; }

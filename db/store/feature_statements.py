@@ -240,7 +240,8 @@ def _conditions(shape: Shape, owner: _Owner) -> list[ColumnElement[bool]]:
 
 def _hits(shape: Shape) -> FromClause:
     """Features with an explanation that matches the text."""
-    found, row = features_that_match(shape.on_sqlite), tables.ExplanationRow
+    row = tables.ExplanationRow
+    found = features_that_match(shape.on_sqlite, ranked=shape.sort is FeatureSort.RELEVANCE)
     if shape.of_one_sae:
         found = found.where(row.sae_key + 0 == bindparam("sae_key"))  # the sum keeps SQLite from using this index
     return found.subquery("matching")
