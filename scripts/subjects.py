@@ -1,6 +1,7 @@
 """The model and the SAEs that a command is about: loaded, checked against each other, and kept in the database."""
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,8 @@ def load_handle(name: str | None, model_id: str | None, *, device: str, dtype: s
     if is_organism(name):
         model_id = model_id or f"organism-{name or 'aligned'}"
     else:  # the last part of a hub name: records name models by slugs, and SAEs are compared by it
-        model_id = model_id or slug_of(Path(str(name)).resolve().name)
+        # a link keeps the name that its maker gave it
+        model_id = model_id or slug_of(Path(os.path.abspath(str(name))).name)
     return load_model(model_path(name), device=device, dtype=kind, model_id=model_id)
 
 
