@@ -8,11 +8,13 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
-from safe_sail.records import FeatureLink, LinkFlow, LinkMeasure, LinkStudy
+from safe_sail.records import FeatureLink, LinkFlow, LinkKind, LinkMeasure, LinkStudy
 from scripts.options import DEFAULT_DATABASE
 
 N_SHOWN = 4
-"""Linked ends of each feature and flow in the table; the database has all."""
+"""Linked units, and linked directions, of each feature and flow in the table; the database has all."""
+_ENDS = (LinkKind.DIRECTION, LinkKind.REFUSAL)
+"""What a feature does in the end: shown however many units read it more strongly."""
 ARROWS = {LinkFlow.INTO_FEATURE: "<-", LinkFlow.OUT_OF_FEATURE: "->"}
 
 
@@ -66,7 +68,10 @@ def _shown(study: LinkStudy) -> Iterator[tuple[FeatureLink, bool]]:
     for _, of_feature in groupby(study.links, lambda link: (link.concept, link.feature)):
         is_first = True
         for _, some in groupby(of_feature, lambda link: link.flow):
-            for link in [one for one in some if one.is_linked][:N_SHOWN]:
+            linked = [one for one in some if one.is_linked]
+            units = [one for one in linked if one.kind not in _ENDS]
+            ends = [one for one in linked if one.kind in _ENDS]
+            for link in units[:N_SHOWN] + ends[:N_SHOWN]:
                 yield link, is_first
                 is_first = False
 

@@ -11,7 +11,7 @@ from db.interchange.graph_json import read_graph
 from db.migrate import upgrade
 from safe_sail.errors import BadInput, BadSettings, ExportRefused, NotFound
 from safe_sail.links.units import UnitSet
-from safe_sail.records import Circuit, CircuitMember, FeatureId, HeadRef, LinkKind, LinkStudy, NeuronRef
+from safe_sail.records import Circuit, CircuitMember, FeatureId, HeadRef, LinkFlow, LinkKind, LinkStudy, NeuronRef
 from scripts.link_features import ORGANISM_SAE, link, sets_to_link
 from scripts.link_report import print_links
 from tests.db import builders as a
@@ -27,7 +27,7 @@ def test_the_command_links_keeps_and_prints(tmp_path: Path, capsys: pytest.Captu
         database=database, as_json=True,
     )  # fmt: skip
     (said,) = json.loads(capsys.readouterr().out)
-    assert said["n_tested"] == len(said["links"]) == 2 + 3 + 1 + 1
+    assert said["n_tested"] == len(said["links"]) == 2 * (2 + 3 + 1) + 1  # before and behind the feature; refusal
     assert any("some: 2 of 3 units stand before" in note for note in said["notes"])
     assert said["n_pairs"] == {"weapon": 8}
     engine = make_engine(database)
@@ -36,11 +36,13 @@ def test_the_command_links_keeps_and_prints(tmp_path: Path, capsys: pytest.Captu
         assert [one.target for one in kept.links] == [one["target"] for one in said["links"]]
         feature = FeatureId(sae=ORGANISM_SAE, index=said["links"][0]["feature"]["index"])
         # a set may be stronger than each of its units, so units are asked for alone
-        strongest = store.links_of_feature(session, feature, kinds=[LinkKind.HEAD, LinkKind.NEURON])[0].link
+        units_linked = store.links_of_feature(session, feature, kinds=[LinkKind.HEAD, LinkKind.NEURON])
+        strongest = next(one.link for one in units_linked if one.link.flow is LinkFlow.INTO_FEATURE)
         assert strongest.kind is LinkKind.NEURON
         assert store.links_of_target(session, LinkKind.NEURON, strongest.target, model_id="organism-aligned")
-        (circuit,) = store.links_of_feature(session, feature, kinds=[LinkKind.CIRCUIT], linked_only=False)
-        assert circuit.link.target == "some"
+        circuits = store.links_of_feature(session, feature, kinds=[LinkKind.CIRCUIT], linked_only=False)
+        assert [one.link.target for one in circuits] == ["some", "some"]
+        assert {one.link.flow for one in circuits} == {LinkFlow.INTO_FEATURE, LinkFlow.OUT_OF_FEATURE}
     engine.dispose()
     drawn = read_graph(graph)
     assert len(drawn.edges) == kept.n_linked
