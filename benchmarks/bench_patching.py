@@ -18,8 +18,12 @@ Model: the embedded organism, 6 layers; the 144 planted neurons patched, replies
 | aligned (0.27)                |    8 | doubled   | 0.72 (0.66-0.96)                        |       1.09 |
 | aligned (0.27)                |    8 | beside    | 0.77 (0.68-0.83)                        |       1.03 |
 
-The same tokens each way. One pass for both models is 1.6 times quicker where most weights are shared; where most differ
-their maps run twice anyway, and the second model beside the first, stopped at the deepest chosen layer, costs as much.
+A second run with less beside it: 1.44 times less at 1 row and 1.50 at 8 where weights are shared (wanted 1.6), 1.19 and
+1.15 where they differ.
+
+The same tokens each way. One pass for both models is 1.4 to 1.6 times quicker where most weights are shared; where most
+differ their maps run twice anyway, and the second model beside the first, stopped at the deepest chosen layer, costs
+as much.
 """
 
 import json
