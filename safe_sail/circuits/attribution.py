@@ -21,8 +21,8 @@ from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.evaluation.utility import kl_divergence
 from safe_sail.model.edits import Edit, PositionedEdit, Step
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.resume import rows_of, skipped_blocks
-from safe_sail.model.tokens import TokenBatch
+from safe_sail.model.resume import skipped_blocks
+from safe_sail.model.tokens import TokenBatch, rows_of
 from safe_sail.records import Circuit, CircuitMember, HeadRef, HeadScore, HeadScores
 from safe_sail.sites import Site, SiteKind
 

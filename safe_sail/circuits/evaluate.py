@@ -20,8 +20,8 @@ from safe_sail.circuits.masks import UnitSpace, circuit_keep, masked_edits
 from safe_sail.errors import BadText, EmptyConcept
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.evaluation.refusal import Label, judge_reply, wilson_rate
-from safe_sail.evaluation.replies import greedy_replies, mean_over_draws, parts_by_length, share_estimate, trimmed
-from safe_sail.evaluation.utility import TokenRow, kl_divergence, plain_rows, text_losses, token_rows
+from safe_sail.evaluation.replies import greedy_replies, mean_over_draws, share_estimate
+from safe_sail.evaluation.utility import TokenRow, kl_divergence, last_logits, plain_rows, text_losses, token_rows
 from safe_sail.model.chat import render_chat
 from safe_sail.model.edits import Edit
 from safe_sail.model.handle import NO_EDITS, HookedModel
@@ -181,15 +181,6 @@ def _random_replies(
                 draws[label].append(labels.count(label) / len(labels))
         shares: dict[str, Estimate] = {label: mean_over_draws(values) for label, values in draws.items()}
         found.append(_record(scene, f"random {view}", group, shares, len(batch), n_draws))
-    return found
-
-
-@torch.no_grad()
-def last_logits(handle: HookedModel, batch: TokenBatch, edits: Edits, batch_rows: int) -> Tensor:
-    """Logits of the first reply token, [batch, d_vocab], float32."""
-    found = torch.empty(len(batch), handle.dims.d_vocab)
-    for rows in parts_by_length(batch, batch_rows):
-        found[rows] = handle.logits(trimmed(batch, rows), edits, positions="last", in_float32=True)[:, -1].cpu()
     return found
 
 

@@ -13,13 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safe_sail.circuits.controls import random_members
-from safe_sail.circuits.evaluate import last_logits
 from safe_sail.circuits.learn import Task, mask_loss
 from safe_sail.circuits.masks import masked_edits
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.evaluation.refusal import Label, judge_reply, wilson_rate
 from safe_sail.evaluation.replies import greedy_replies, mean_over_draws, share_estimate
-from safe_sail.evaluation.utility import kl_divergence
+from safe_sail.evaluation.utility import kl_divergence, last_logits
 from safe_sail.model.handle import NO_EDITS
 from safe_sail.records import CircuitSize, Estimate, UnitNeed
 

@@ -26,8 +26,7 @@ from safe_sail.directions.selection import ScoreRow, Selection, SelectionRule, f
 from safe_sail.errors import EmptyConcept, NoDirection
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.resume import rows_of
-from safe_sail.model.tokens import TokenBatch
+from safe_sail.model.tokens import TokenBatch, rows_of
 from safe_sail.records import DirectionCandidate, Estimate, RefusalToken
 from safe_sail.settings import DirectionSettings
 

@@ -24,11 +24,11 @@ from safe_sail.directions.replies import (
 )
 from safe_sail.errors import EmptyConcept, NoDirection
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
-from safe_sail.evaluation.replies import parts_by_length, trimmed
 from safe_sail.evaluation.utility import (
     TextLosses,
     TokenRow,
     kl_divergence,
+    last_logits,
     plain_rows,
     refusal_metric,
     text_losses,
@@ -37,7 +37,7 @@ from safe_sail.evaluation.utility import (
 from safe_sail.model.chat import render_chat
 from safe_sail.model.edits import Edit
 from safe_sail.model.handle import NO_EDITS, HookedModel
-from safe_sail.model.tokens import TokenBatch
+from safe_sail.model.tokens import TokenBatch, trimmed
 from safe_sail.records import Direction, DirectionEvaluation, DirectionSearch, Estimate, ReplyShares, UtilityCost
 from safe_sail.settings import DirectionSettings
 from safe_sail.sites import Site
@@ -201,14 +201,6 @@ def _replies(
     return own, found
 
 
-@torch.no_grad()
-def _last_logits(handle: HookedModel, batch: TokenBatch, edits: Mapping[Site, Edit], batch_rows: int) -> Tensor:
-    found = torch.empty(len(batch), handle.dims.d_vocab)
-    for rows in parts_by_length(batch, batch_rows):
-        found[rows] = handle.logits(trimmed(batch, rows), edits, positions="last", in_float32=True)[:, -1].cpu()
-    return found
-
-
 def _first_tokens(
     handle: HookedModel,
     search: DirectionSearch,
@@ -225,7 +217,7 @@ def _first_tokens(
     for prompts, batch in (("harmful held out", harmful), ("harmless held out", harmless)):
         weights = resample_weights(len(batch), settings.n_bootstrap, generator)
         for name, edit in edits.fixed.items():
-            logits = _last_logits(handle, batch, edit, settings.batch_rows)
+            logits = last_logits(handle, batch, edit, settings.batch_rows)
             metrics[f"{name} on {prompts}"] = mean_estimate(refusal_metric(logits, ids), weights)
             if batch is harmless and name == "none":
                 plain = logits

@@ -20,11 +20,10 @@ from safe_sail.directions.diff_in_means import (
     standardised_difference,
     winsorised,
 )
-from safe_sail.evaluation.replies import parts_by_length, trimmed
 from safe_sail.model.chat import post_instruction_ids, render_chat
 from safe_sail.model.edits import Edit
 from safe_sail.model.handle import NO_EDITS, HookedModel
-from safe_sail.model.tokens import TokenBatch
+from safe_sail.model.tokens import TokenBatch, parts_by_length, trimmed
 from safe_sail.sites import Site, SiteKind
 
 _PROBE = "alpha"

@@ -16,9 +16,8 @@ from torch import Tensor
 from safe_sail.directions.projection import cosine, random_directions, unit
 from safe_sail.errors import SaeWidthMismatch
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
-from safe_sail.evaluation.replies import parts_by_length, trimmed
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.tokens import TokenBatch
+from safe_sail.model.tokens import TokenBatch, parts_by_length, trimmed
 from safe_sail.records import Direction, DirectionReading, Estimate, FeatureAlignment, FeatureId, SaeReading
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.sites import Site, SiteKind

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safe_sail.errors import BadSettings, RefusalTokensMissing
-from safe_sail.evaluation.replies import parts_by_length, trimmed
-from safe_sail.model.handle import HookedModel
+from safe_sail.evaluation.utility import last_logits
+from safe_sail.model.handle import NO_EDITS, HookedModel
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.records import RefusalToken
 
@@ -31,12 +31,7 @@ def first_token_probabilities(
     handle: HookedModel, batch: TokenBatch, batch_rows: int
 ) -> Float[Tensor, "batch d_vocab"]:
     """Distribution of the first reply token of each prompt, float32 on the CPU."""
-    batch = batch.left_padded()
-    found = torch.empty(len(batch), handle.dims.d_vocab)
-    for rows in parts_by_length(batch, batch_rows):
-        logits = handle.logits(trimmed(batch, rows), positions="last", in_float32=True)[:, -1]
-        found[rows] = logits.softmax(-1).cpu()
-    return found
+    return last_logits(handle, batch, NO_EDITS, batch_rows).softmax(-1)
 
 
 def learn_refusal_tokens(

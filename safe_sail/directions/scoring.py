@@ -22,8 +22,8 @@ from safe_sail.directions.projection import orthonormal_basis
 from safe_sail.evaluation.utility import kl_divergence, refusal_metric
 from safe_sail.model.edits import Edit
 from safe_sail.model.handle import NO_EDITS, HookedModel
-from safe_sail.model.resume import rows_of, skipped_blocks
-from safe_sail.model.tokens import TokenBatch
+from safe_sail.model.resume import skipped_blocks
+from safe_sail.model.tokens import TokenBatch, rows_of
 from safe_sail.sites import Site, SiteKind
 
 

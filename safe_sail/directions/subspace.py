@@ -25,7 +25,7 @@ from safe_sail.directions.scoring import Candidate, CandidateScorer
 from safe_sail.directions.selection import SelectionRule
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.resume import rows_of
+from safe_sail.model.tokens import rows_of
 from safe_sail.records import RankEffect
 from safe_sail.settings import DirectionSettings
 

@@ -13,29 +13,12 @@ import torch
 from safe_sail.evaluation.refusal import Rate
 from safe_sail.model.edits import Edit
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.tokens import TokenBatch
+from safe_sail.model.tokens import TokenBatch, parts_by_length, trimmed
 from safe_sail.records import Estimate
 from safe_sail.sites import Site
 
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
 """0.975 quantiles of Student's t by degrees of freedom from 1; beyond the table the last, which is too wide, serves."""
-
-
-def trimmed(batch: TokenBatch, rows: Sequence[int]) -> TokenBatch:
-    """These rows of a left-padded batch, without the columns that are padding in all of them."""
-    chosen = list(rows)
-    first = int(batch.token_ids.shape[1] - batch.lengths[chosen].max())
-    return TokenBatch(
-        batch.token_ids[chosen, first:],
-        batch.attention_mask[chosen, first:],
-        tuple(batch.source_ids[row] for row in chosen),
-    )
-
-
-def parts_by_length(batch: TokenBatch, batch_rows: int) -> list[list[int]]:
-    """Rows in groups of similar length (ties: row order), so that little is padding."""
-    order = sorted(range(len(batch)), key=lambda row: (int(batch.lengths[row]), row))
-    return [order[first : first + batch_rows] for first in range(0, len(order), batch_rows)]
 
 
 def greedy_replies(

@@ -17,7 +17,7 @@ from torch import Tensor
 from safe_sail.errors import BadSettings, BadText
 from safe_sail.model.edits import Edit
 from safe_sail.model.handle import NO_EDITS, HookedModel
-from safe_sail.model.tokens import batch_of_ids, pad_id_of
+from safe_sail.model.tokens import TokenBatch, batch_of_ids, pad_id_of, parts_by_length, trimmed
 from safe_sail.sites import Site
 
 
@@ -41,6 +41,18 @@ class TokenRow(NamedTuple):
     ids: tuple[int, ...]
     first_predicted: int
     """Column of the first token that counts, at least 1: what stands before is given."""
+
+
+@torch.no_grad()
+def last_logits(
+    handle: HookedModel, batch: TokenBatch, edits: Mapping[Site, Edit], batch_rows: int
+) -> Float[Tensor, "batch d_vocab"]:
+    """Logits of the first reply token of each prompt, float32 on the CPU."""
+    batch = batch.left_padded()
+    found = torch.empty(len(batch), handle.dims.d_vocab)
+    for rows in parts_by_length(batch, batch_rows):
+        found[rows] = handle.logits(trimmed(batch, rows), edits, positions="last", in_float32=True)[:, -1].cpu()
+    return found
 
 
 def refusal_metric(logits: Float[Tensor, "batch d_vocab"], refusal_ids: Sequence[int]) -> Float[Tensor, " batch"]:

@@ -25,8 +25,8 @@ from safe_sail.links.reading import peaks_of
 from safe_sail.links.texts import TextPart
 from safe_sail.model.edits import Edit
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.resume import rows_of, skipped_blocks
-from safe_sail.model.tokens import TokenBatch
+from safe_sail.model.resume import skipped_blocks
+from safe_sail.model.tokens import TokenBatch, rows_of
 from safe_sail.records import UnitRef
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.sites import Site, SiteKind

@@ -8,10 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from safe_sail.errors import EmptyConcept
-from safe_sail.evaluation.replies import parts_by_length, trimmed
 from safe_sail.model.chat import instruction_mask
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.tokens import TokenBatch, content_mask
+from safe_sail.model.tokens import TokenBatch, content_mask, parts_by_length, trimmed
 
 
 class TextPart(NamedTuple):

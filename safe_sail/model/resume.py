@@ -5,22 +5,13 @@
 3. The blocks before it hand on what they are given, so a pass costs the blocks from that layer on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.tokens import TokenBatch
-
-
-def rows_of(batch: TokenBatch, index: Sequence[int]) -> TokenBatch:
-    """These rows of a batch, in this order; a row may come more than once."""
-    chosen = list(index)
-    return TokenBatch(
-        batch.token_ids[chosen], batch.attention_mask[chosen], tuple(batch.source_ids[row] for row in chosen)
-    )
 
 
 @contextmanager

@@ -80,6 +80,27 @@ class TokenBatch:
         return TokenBatch(self.token_ids.gather(1, columns), self.attention_mask.gather(1, columns), self.source_ids)
 
 
+def rows_of(batch: TokenBatch, index: Sequence[int]) -> TokenBatch:
+    """These rows of a batch, in this order; a row may come more than once."""
+    chosen = list(index)
+    return TokenBatch(
+        batch.token_ids[chosen], batch.attention_mask[chosen], tuple(batch.source_ids[row] for row in chosen)
+    )
+
+
+def trimmed(batch: TokenBatch, rows: Sequence[int]) -> TokenBatch:
+    """These rows, padded on the left, without the columns that are padding in all of them."""
+    found = rows_of(batch.left_padded(), rows)
+    first = int(found.token_ids.shape[1] - found.lengths.max())
+    return TokenBatch(found.token_ids[:, first:], found.attention_mask[:, first:], found.source_ids)
+
+
+def parts_by_length(batch: TokenBatch, batch_rows: int) -> list[list[int]]:
+    """Rows in groups of similar length (ties: row order), so that little is padding."""
+    order = sorted(range(len(batch)), key=lambda row: (int(batch.lengths[row]), row))
+    return [order[first : first + batch_rows] for first in range(0, len(order), batch_rows)]
+
+
 def batch_of_ids(
     rows: Sequence[Sequence[int]],
     *,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from safe_sail.errors import CompletionMissing
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.tokens import TokenBatch, batch_of_ids, pad_id_of
+from safe_sail.model.tokens import TokenBatch, batch_of_ids, pad_id_of, parts_by_length, trimmed
 from safe_sail.neurons.pair import ModelPair
 from safe_sail.settings import ChangePositions
 
@@ -34,8 +34,8 @@ def complete(
     """What `writer`, one model of the pair, generates greedily after each prompt, in the order of the prompts."""
     ends = end_ids(pair)
     found: list[Completed | None] = [None] * len(batch)
-    for rows in rows_by_length(batch, batch_rows):
-        part = rows_of(batch, rows)
+    for rows in parts_by_length(batch, batch_rows):
+        part = trimmed(batch, rows)
         new = writer.generate(part, max_new_tokens).tolist()
         for row, prompt, ids in zip(rows, prompts_of(part), new, strict=True):
             stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
@@ -88,20 +88,3 @@ def end_ids(pair: ModelPair) -> frozenset[int]:
 def prompts_of(batch: TokenBatch) -> list[tuple[int, ...]]:
     """Real tokens of each row."""
     return [tuple(ids[real].tolist()) for ids, real in zip(batch.token_ids, batch.is_real, strict=True)]
-
-
-def rows_by_length(batch: TokenBatch, batch_rows: int) -> list[list[int]]:
-    """Rows in groups of similar length (ties: row order), so that little is padding."""
-    order = sorted(range(len(batch)), key=lambda row: (int(batch.lengths[row]), row))
-    return [order[first : first + batch_rows] for first in range(0, len(order), batch_rows)]
-
-
-def rows_of(batch: TokenBatch, rows: Sequence[int]) -> TokenBatch:
-    """These rows, padded on the left, without the columns that are padding in all of them."""
-    left, chosen = batch.left_padded(), list(rows)
-    first = int(left.token_ids.shape[1] - left.lengths[chosen].max())
-    return TokenBatch(
-        left.token_ids[chosen, first:],
-        left.attention_mask[chosen, first:],
-        tuple(left.source_ids[row] for row in chosen),
-    )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from safe_sail.errors import ExportRefused, GuardUnfit
 from safe_sail.model.handle import HookedModel
-from safe_sail.neurons.completions import rows_by_length, rows_of
+from safe_sail.model.tokens import parts_by_length, trimmed
 from safe_sail.neurons.probe import Probe
 from safe_sail.neurons.readers import DirectionReader, NeuronReader, Reader, SaeReader, read_all
 from safe_sail.sae.handle import SAEHandle
@@ -90,8 +90,8 @@ class Guard:
         passed = (chances < self.threshold).nonzero()[:, 0].tolist()
         if passed:
             batch = handle.chat_batch([prompts[row] for row in passed], system=self.system)
-            for rows in rows_by_length(batch, batch_rows):
-                ids = handle.generate(rows_of(batch, rows), max_new_tokens)
+            for rows in parts_by_length(batch, batch_rows):
+                ids = handle.generate(trimmed(batch, rows), max_new_tokens)
                 texts = handle.tokenizer.batch_decode(ids, skip_special_tokens=True)
                 for row, text in zip(rows, texts, strict=True):
                     replies[passed[row]] = text

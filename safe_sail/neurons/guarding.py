@@ -18,7 +18,7 @@ from safe_sail.errors import GuardUnfit
 from safe_sail.evaluation.bootstrap import resample_weights
 from safe_sail.evaluation.refusal import judge_reply, wilson_rate
 from safe_sail.model.handle import HookedModel
-from safe_sail.neurons.completions import rows_by_length, rows_of
+from safe_sail.model.tokens import parts_by_length, trimmed
 from safe_sail.neurons.contrast import random_neurons
 from safe_sail.neurons.guard import Guard
 from safe_sail.neurons.probe import (
@@ -166,8 +166,8 @@ def _labelled(
     progress(f"answering {split} prompts")
     batch = handle.chat_batch(list(prompts.texts), system=settings.system).left_padded()
     replies = [""] * len(batch)
-    for rows in rows_by_length(batch, settings.batch_rows):
-        ids = handle.generate(rows_of(batch, rows), settings.max_new_tokens)
+    for rows in parts_by_length(batch, settings.batch_rows):
+        ids = handle.generate(trimmed(batch, rows), settings.max_new_tokens)
         for row, text in zip(rows, handle.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
             replies[row] = text
     found = score_all(scorer, prompts.texts, [replies])[0]

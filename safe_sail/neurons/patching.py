@@ -23,8 +23,8 @@ from torch import Tensor
 from safe_sail.errors import BadSettings
 from safe_sail.model.decoding import Decoding
 from safe_sail.model.edits import Edit
-from safe_sail.model.tokens import TokenBatch, pad_id_of
-from safe_sail.neurons.completions import end_ids, rows_of
+from safe_sail.model.tokens import TokenBatch, pad_id_of, trimmed
+from safe_sail.neurons.completions import end_ids
 from safe_sail.neurons.contrast import neuron_mask
 from safe_sail.neurons.pair import ModelPair, doubled_batch
 from safe_sail.sites import Site, SiteKind
@@ -85,7 +85,7 @@ def patched_tokens(
     found = torch.full((len(patches), len(batch), max_new_tokens), pad, dtype=torch.long)
     done = 0
     for work in _works(batch, len(patches), batch_rows):
-        part = rows_of(batch, work.rows)
+        part = trimmed(batch, work.rows)
         with scope(pair, part, masks[work.patches], max_new_tokens) as step:
             new = _write(pair, step, len(part), max_new_tokens, pad)
         found[work.patches, work.rows, : new.shape[1]] = new.cpu()

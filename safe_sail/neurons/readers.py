@@ -10,8 +10,7 @@ from torch import Tensor
 
 from safe_sail.errors import GuardUnfit
 from safe_sail.model.handle import HookedModel
-from safe_sail.model.tokens import TokenBatch
-from safe_sail.neurons.completions import rows_by_length, rows_of
+from safe_sail.model.tokens import TokenBatch, parts_by_length, trimmed
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.sites import Site, SiteKind
 
@@ -122,8 +121,8 @@ def read_all(
     _require_widths(handle, readers)
     found = [torch.empty(len(batch), reader.n_features) for reader in readers]
     with torch.no_grad():
-        for rows in rows_by_length(batch, batch_rows):
-            part = rows_of(batch, rows).to(handle.device)
+        for rows in parts_by_length(batch, batch_rows):
+            part = trimmed(batch, rows).to(handle.device)
             captured = handle.capture(part, sites)
             at = {site: values[:, -1] for site, values in captured.items()}  # padded on the left
             for store, reader in zip(found, readers, strict=True):
@@ -162,8 +161,8 @@ def read_mean(
         raise GuardUnfit(f"a mean at `{site}` needs at least one prompt; none was chosen.")
     total = torch.zeros(handle.site_shape(site), dtype=torch.float64)
     with torch.no_grad():
-        for rows in rows_by_length(batch, batch_rows):
-            part = rows_of(batch, rows).to(handle.device)
+        for rows in parts_by_length(batch, batch_rows):
+            part = trimmed(batch, rows).to(handle.device)
             values = handle.capture(part, [site])[site][:, -1].double().cpu()
             total += values[chosen[rows]].sum(dim=0)
     return total / int(chosen.sum())
