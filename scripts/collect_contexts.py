@@ -27,7 +27,7 @@ from safe_sail.features.near_misses import find_near_misses
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.organism.grammar import documents
-from safe_sail.provenance import finish_run, start_run
+from safe_sail.provenance import start_run
 from safe_sail.records import RunInfo
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ContextSettings
@@ -38,6 +38,7 @@ from scripts.forecasts import NeedsOnly, say_forecast, sizes_of
 from scripts.job_runs import JobContext
 from scripts.options import DEFAULT_DATABASE, DatabaseUrl, Device, Seed
 from scripts.progress import tqdm
+from scripts.run_records import end_run
 from scripts.settings_file import SettingsFile
 from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, dtype_named, load_handle, load_saes, save_subjects
 from scripts.twins import TwinNames, twins_of
@@ -276,8 +277,6 @@ def _save_contexts(engine: Engine, run: RunInfo, found: Iterator[Collected], n_f
         n_fired += sum(one.top.density > 0 for one in portion)
         bar.update(len(portion))
     bar.close()
-    done = finish_run(run)
     with writing(engine) as session:
-        assert done.finished is not None
-        store.finish_run(session, run.run_id, done.finished)
+        end_run(session, run)
     return n_fired

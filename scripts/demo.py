@@ -25,7 +25,7 @@ from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.organism.concept_data import concept_dataset, organism_concepts
 from safe_sail.organism.grammar import documents
-from safe_sail.provenance import finish_run, start_run
+from safe_sail.provenance import start_run
 from safe_sail.records import RunInfo
 from safe_sail.sae.facts import measure_facts
 from safe_sail.sae.handle import SAEHandle
@@ -33,6 +33,7 @@ from safe_sail.settings import ContextSettings, DemoSettings
 from scripts.demo_report import print_report
 from scripts.demo_results import load_results, whole_run
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
+from scripts.run_records import end_run
 from scripts.subjects import load_handle, load_saes, save_subjects
 
 N_FACT_DOCUMENTS = 256
@@ -73,11 +74,8 @@ def _run(engine: Engine, settings: DemoSettings, *, seed: int, device: str) -> R
     _measure(engine, run, model, saes, settings.contexts)
     results = _score(engine, run, model, saes, settings)
     _explain(engine, run, model, saes, results, settings)
-    done = finish_run(run)
     with writing(engine) as session:
-        assert done.finished is not None
-        store.finish_run(session, run.run_id, done.finished)
-    return done
+        return end_run(session, run)
 
 
 def _document_batches(model: HookedModel, n: int, settings: ContextSettings, seed: int) -> Iterator[TokenBatch]:

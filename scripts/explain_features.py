@@ -49,6 +49,7 @@ from scripts.options import (
     Timeout,
 )
 from scripts.progress import tqdm
+from scripts.run_records import end_run, keep_run
 
 LEXICAL = LexicalSettings()
 """The same for every run: judging finds by it which words were shown."""
@@ -153,7 +154,8 @@ def _explain_left(engine: Engine, job: _Job, table: PriceTable, tally: llm_runs.
         else:
             _explain(engine, run, todo, job, job.llm, table, tally)
         if not tally.interrupted:
-            llm_runs.end_run(engine, run)
+            with writing(engine) as session:
+                end_run(session, run)
     return run
 
 
@@ -211,7 +213,7 @@ def _keep(
 def _explain_lexically(
     engine: Engine, run: RunInfo, todo: Sequence[FeatureId], job: _Job, tally: llm_runs.Tally
 ) -> None:
-    llm_runs.keep_run(engine, run)
+    keep_run(engine, run)
     name, version = job.key
     for feature in tqdm(todo, desc="explaining", unit="feature", disable=None):
         shown = llm_runs.kept_contexts(engine, feature).halves.explain
@@ -236,7 +238,7 @@ def _explain(
 
     async def work() -> None:
         async with client_of(llm, table, job.batch_in) as client:
-            llm_runs.keep_run(engine, run)  # only now: an endpoint that is down leaves no trace
+            keep_run(engine, run)  # only now: an endpoint that is down leaves no trace
             found = explain.explain_features(_tasks(engine, todo, silent), client, job.settings)
             bar = tqdm[Any](desc="explaining", total=len(todo), unit="feature", disable=None)
             try:

@@ -30,7 +30,7 @@ from safe_sail.model.dims import ModelDims
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch, pad_id_of
 from safe_sail.organism.load import organism_path, planted_units
-from safe_sail.provenance import finish_run, start_run
+from safe_sail.provenance import start_run
 from safe_sail.records import CircuitEvaluation, CircuitSearch, CircuitUnit
 from safe_sail.sae.load import load_sae
 from safe_sail.settings import CircuitSettings
@@ -40,6 +40,7 @@ from scripts.circuit_texts import CircuitTexts, file_texts, organism_texts
 from scripts.job_runs import JobContext, at_command_line, named
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.progress import reported
+from scripts.run_records import end_run
 from scripts.subjects import is_organism, save_subjects, usual_dtype
 
 SETTINGS = CircuitSettings()
@@ -132,12 +133,10 @@ def _find_and_keep(job: FindCircuitJob, context: JobContext) -> _Kept:
             generator=torch.Generator().manual_seed(seed), judged=texts.judged, progress=report,
         )  # fmt: skip
     save_subjects(context.database(), run, handle, saes, source=context.source(job.model))
-    done = finish_run(run)
     with writing(context.engine) as session:
         store.save_circuit_search(session, search, run_id=run.run_id)
         store.save_circuit_evaluation(session, evaluation, run_id=run.run_id)
-        assert done.finished is not None
-        store.finish_run(session, run.run_id, done.finished)
+        end_run(session, run)
     return _Kept(run.run_id, search, evaluation, handle.dims)
 
 

@@ -28,7 +28,7 @@ from safe_sail.model.handle import HookedModel
 from safe_sail.organism.conversations import MixtureShare, draw_conversation
 from safe_sail.organism.grammar import documents, prompts
 from safe_sail.organism.load import organism_sae_paths
-from safe_sail.provenance import finish_run, start_run
+from safe_sail.provenance import start_run
 from safe_sail.records import DirectionEvaluation, DirectionReading, DirectionSearch
 from safe_sail.sae.load import load_sae
 from safe_sail.settings import DirectionSettings
@@ -52,6 +52,7 @@ from scripts.options import (
     Seed,
 )
 from scripts.progress import reported
+from scripts.run_records import end_run
 from scripts.subjects import is_organism, lines_of, load_handle, model_ref, usual_dtype
 
 SETTINGS = DirectionSettings()
@@ -178,7 +179,6 @@ def _find_and_keep(job: FindRefusalDirectionJob, context: JobContext) -> Found:
             )
             report("reading")
             reading = _read(job.model, handle, search, texts, settings, generator)
-    done = finish_run(run)
     with writing(context.database()) as session:
         store.save_run(session, run)
         store.save_model(session, model_ref(handle, context.source(job.model)), run_id=run.run_id)
@@ -187,8 +187,7 @@ def _find_and_keep(job: FindRefusalDirectionJob, context: JobContext) -> Found:
             store.save_direction_evaluation(session, evaluation, run_id=run.run_id)
         if reading is not None:
             store.save_direction_reading(session, reading, run_id=run.run_id)
-        assert done.finished is not None
-        store.finish_run(session, run.run_id, done.finished)
+        end_run(session, run)
     return Found(run.run_id, handle, texts, search, evaluation, reading, heard, generator)
 
 

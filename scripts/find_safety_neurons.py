@@ -28,7 +28,7 @@ from safe_sail.neurons.reward import load_reward_scorer
 from safe_sail.neurons.scorers import REFUSAL, Scorer, label_scorer
 from safe_sail.organism.grammar import prompts
 from safe_sail.organism.load import ORGANISM_VARIANTS, planted_units
-from safe_sail.provenance import finish_run, start_run
+from safe_sail.provenance import start_run
 from safe_sail.records import NeuronRef, NeuronTax
 from safe_sail.settings import ChangePositions, NeuronSettings, TextSource
 from safe_sail.settings.method_jobs import FindSafetyNeuronsJob
@@ -51,6 +51,7 @@ from scripts.options import (
     Seed,
 )
 from scripts.progress import reported
+from scripts.run_records import end_run
 from scripts.subjects import dtype_named, lines_of, model_ref, pair_slug, usual_dtype
 
 SETTINGS = NeuronSettings()
@@ -162,7 +163,6 @@ def _find_and_keep(job: FindSafetyNeuronsJob, context: JobContext, judge: ReplyJ
         models[job.helpful] = context.handle(job.helpful)
         with reported("comparing with helpfulness") as report:
             tax = tax_of(pair, models[job.helpful], texts, scorer, lines, settings, job.seed, report).record
-    done = finish_run(run)
     with writing(context.database()) as session:
         store.save_run(session, run)
         for name, handle in models.items():
@@ -170,8 +170,7 @@ def _find_and_keep(job: FindSafetyNeuronsJob, context: JobContext, judge: ReplyJ
         store.save_neuron_search(session, found.search, found.change, run_id=run.run_id)
         if tax is not None:
             store.save_neuron_tax(session, tax, run_id=run.run_id)
-        assert done.finished is not None
-        store.finish_run(session, run.run_id, done.finished)
+        end_run(session, run)
     return _Kept(run.run_id, found, tax)
 
 

@@ -29,7 +29,7 @@ from safe_sail.organism.behaviour import trigger_prompts
 from safe_sail.organism.conversations import TriggerUse
 from safe_sail.organism.grammar import GrammarText, Kind, Split, prompts
 from safe_sail.organism.load import organism_sae_paths
-from safe_sail.provenance import finish_run, start_run
+from safe_sail.provenance import start_run
 from safe_sail.records import NeuronChange
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.sae.load import load_sae
@@ -40,6 +40,7 @@ from scripts.guard_report import draw_guards, print_answers, print_guards
 from scripts.job_runs import JobContext, at_command_line, named
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.progress import reported
+from scripts.run_records import end_run
 from scripts.subjects import is_organism, lines_of, load_handle, model_ref, pair_slug, usual_dtype
 
 SETTINGS = GuardSettings()
@@ -154,13 +155,11 @@ def _train_and_keep(job: GuardJob, context: JobContext) -> _Kept:
     if folder is not None:
         with context.holding():
             save_guard(trained.guard, folder)
-    done = finish_run(run)
     with writing(context.database()) as session:
         store.save_run(session, run)
         store.save_model(session, model_ref(subject.handle, context.source(job.model)), run_id=run.run_id)
         store.save_guard_evaluation(session, trained.evaluation, run_id=run.run_id)
-        assert done.finished is not None
-        store.finish_run(session, run.run_id, done.finished)
+        end_run(session, run)
     return _Kept(run.run_id, subject.handle, trained)
 
 

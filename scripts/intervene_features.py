@@ -37,6 +37,7 @@ from scripts import llm_runs
 from scripts.job_runs import JobContext, at_command_line, named
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Limit, Seed
 from scripts.progress import tqdm
+from scripts.run_records import end_run, keep_run
 from scripts.subjects import Dtype, ModelId, ModelName, is_organism, lines_of, load_saes
 
 SETTINGS = InterventionSettings()
@@ -113,7 +114,7 @@ def _change_and_keep(job: InterveneFeaturesJob, context: JobContext) -> _Kept:
         handle, found, todo, sets, refusal_ids=refusal_ids, settings=settings,
         generator=torch.Generator().manual_seed(job.seed),
     )  # fmt: skip
-    llm_runs.keep_run(engine, run)
+    keep_run(engine, run)
     # a feature's scores come one after another and are kept together, so that a killed run leaves no half
     by_feature = groupby(scores, key=lambda score: score.feature)
     bar = tqdm[Any](by_feature, desc="changing features", total=len(todo), unit="feature", disable=None)
@@ -121,7 +122,8 @@ def _change_and_keep(job: InterveneFeaturesJob, context: JobContext) -> _Kept:
         whole = list(of_feature)
         with writing(engine) as session:
             store.save_intervention_scores(session, whole, run_id=run.run_id)
-    llm_runs.end_run(engine, run)
+    with writing(engine) as session:
+        end_run(session, run)
     return _Kept(run.run_id, listed, len(todo))
 
 

@@ -56,6 +56,7 @@ from scripts.options import (
     Timeout,
 )
 from scripts.progress import tqdm
+from scripts.run_records import end_run, keep_run
 
 LEXICAL = LexicalSettings()
 DEFAULTS = JudgeSettings()
@@ -188,7 +189,8 @@ def _judge_left(engine: Engine, job: _Job, table: PriceTable, tally: llm_runs.Ta
         else:
             _judge(engine, run, groups, job, job.llm, table, tally)
         if not tally.interrupted:
-            llm_runs.end_run(engine, run)
+            with writing(engine) as session:
+                end_run(session, run)
     return run
 
 
@@ -294,7 +296,7 @@ def _judge(
 ) -> None:
     async def work() -> None:
         async with client_of(llm, table, job.batch_in) as client:
-            llm_runs.keep_run(engine, run)  # only now: an endpoint that is down leaves no trace
+            keep_run(engine, run)  # only now: an endpoint that is down leaves no trace
             bar = tqdm[Any](desc="judging", total=sum(len(g.todo) for g in groups), unit="feature", disable=None)
             try:
                 for group in groups:
@@ -316,7 +318,7 @@ def _judge(
 
 
 def _judge_lexically(engine: Engine, run: RunInfo, groups: Sequence[_Group], job: _Job, tally: llm_runs.Tally) -> None:
-    llm_runs.keep_run(engine, run)
+    keep_run(engine, run)
     for group in groups:
         words = {}
         for one in group.explained:

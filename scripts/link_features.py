@@ -28,7 +28,7 @@ from safe_sail.links.units import UnitSet
 from safe_sail.model.handle import HookedModel
 from safe_sail.organism.grammar import prompts
 from safe_sail.organism.load import organism_sae_paths
-from safe_sail.provenance import finish_run, start_run
+from safe_sail.provenance import start_run
 from safe_sail.records import Direction, FeatureId, LinkKind, LinkStudy, parse_unit
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import LinkSettings
@@ -38,6 +38,7 @@ from scripts.job_runs import JobContext, at_command_line, named
 from scripts.link_report import print_links
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.progress import reported
+from scripts.run_records import end_run
 from scripts.subjects import Dtype, ModelId, ModelName, is_organism, load_saes, save_subjects
 
 T = TypeVar("T")
@@ -178,10 +179,8 @@ def _link_and_keep(job: LinkFeaturesJob, asked: _Asked, context: JobContext) -> 
         studies.append(study)
         with writing(engine) as session:
             store.save_link_study(session, study, run_id=run.run_id)
-    done = finish_run(run)
-    assert done.finished is not None
     with writing(engine) as session:
-        store.finish_run(session, run.run_id, done.finished)
+        end_run(session, run)
     return _Kept(run.run_id, studies)
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import Engine
 
 from db import store
-from db.engine import make_engine, reading, writing
+from db.engine import make_engine, reading
 from db.lookup import MAX_PAGE
 from db.migrate import current_revision, require_head, upgrade
 from safe_sail.errors import BadInput
@@ -22,7 +22,6 @@ from safe_sail.features.explain import NO_PROMPT
 from safe_sail.features.held_out import Halves, divided
 from safe_sail.features.judge import CONSTANT, NO_CONTEXT
 from safe_sail.llm.exchange import FailureReason, Spending
-from safe_sail.provenance import finish_run
 from safe_sail.records import LEDGER_TEXT_LIMIT, FeatureId, JudgeMethod, LedgerEntry, RunInfo, Stage
 from safe_sail.settings import DemoSettings, LexicalSettings, LlmSettings
 
@@ -212,20 +211,6 @@ def ledger_entry(
 
 
 # a run
-
-
-def keep_run(engine: Engine, run: RunInfo) -> None:
-    """Keeps the run that is starting; whatever it brings refers to it."""
-    with writing(engine) as session:
-        store.save_run(session, run)
-
-
-def end_run(engine: Engine, run: RunInfo) -> None:
-    """Writes that the run came to its end."""
-    done = finish_run(run)
-    assert done.finished is not None
-    with writing(engine) as session:
-        store.finish_run(session, run.run_id, done.finished)
 
 
 def run_until_interrupted(work: Callable[[], Coroutine[Any, Any, None]], tally: Tally) -> None:

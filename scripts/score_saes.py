@@ -23,7 +23,7 @@ from safe_sail.features.ranking import rank_saes
 from safe_sail.features.score import ConceptSplits, SaeConceptResult, concept_blocks, score_saes
 from safe_sail.model.handle import HookedModel
 from safe_sail.organism.grammar import documents
-from safe_sail.provenance import finish_run, start_run
+from safe_sail.provenance import start_run
 from safe_sail.records import RunInfo, SaeFacts, SaeRanking
 from safe_sail.sae.facts import measure_facts
 from safe_sail.sae.handle import SAEHandle
@@ -36,6 +36,7 @@ from scripts.job_runs import JobContext
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.plots import draw_scores
 from scripts.progress import tqdm
+from scripts.run_records import end_run
 from scripts.score_report import print_scores
 from scripts.settings_file import SettingsFile
 from scripts.subjects import Dtype, ModelId, ModelName, SaeNames, dtype_named, load_handle, load_saes, save_subjects
@@ -252,8 +253,6 @@ def _saved(
 
 
 def _finish(engine: Engine, run: RunInfo, ranking: Sequence[SaeRanking]) -> None:
-    done = finish_run(run)
-    assert done.finished is not None
     with writing(engine) as session:
         store.save_sae_rankings(session, ranking, run_id=run.run_id)
-        store.finish_run(session, run.run_id, done.finished)
+        end_run(session, run)

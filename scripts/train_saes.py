@@ -26,7 +26,7 @@ from safe_sail.model.handle import HookedModel
 from safe_sail.model.size import model_size
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.organism.grammar import documents
-from safe_sail.provenance import finish_run, start_run
+from safe_sail.provenance import start_run
 from safe_sail.records import SaeFacts
 from safe_sail.sae.facts import measure_facts
 from safe_sail.sae.load import load_sae
@@ -42,6 +42,7 @@ from scripts.forecasts import NeedsOnly, say_forecast
 from scripts.job_runs import JobContext, at_command_line
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.progress import tqdm
+from scripts.run_records import end_run
 from scripts.settings_file import SettingsFile
 from scripts.subjects import Dtype, ModelId, ModelName, dtype_named, model_path, save_subjects
 
@@ -152,13 +153,11 @@ def _train_and_keep(
     saes = [load_sae(out / one.slug, device=context.device, expect_model_id=handle.model_id) for _, one in recipes]
     batches = tqdm(texts.held_out(), desc="measuring", unit="batch", disable=None)
     measured = list(measure_facts(handle, saes, batches))
-    done = finish_run(run)
-    assert done.finished is not None
     with writing(engine) as session:
         for sae, one in zip(saes, measured, strict=True):
             store.save_sae(session, sae.ref, run_id=run.run_id)
             store.save_sae_facts(session, one, run_id=run.run_id)
-        store.finish_run(session, run.run_id, done.finished)
+        end_run(session, run)
     return _Kept(run.run_id, measured, len(left))
 
 

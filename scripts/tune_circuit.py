@@ -27,13 +27,14 @@ from safe_sail.organism.conversations import MixtureShare, draw_mixture
 from safe_sail.organism.grammar import Split, prompts
 from safe_sail.organism.load import planted_units
 from safe_sail.organism.recipes import HELPFUL
-from safe_sail.provenance import finish_run, start_run
+from safe_sail.provenance import start_run
 from safe_sail.records import Circuit, CircuitMember, Estimate, HeadRef, NeuronRef, TuningStudy, UnitRef, parse_unit
 from safe_sail.settings import TuningSettings
 from safe_sail.settings.method_jobs import TuneCircuitJob
 from scripts.job_runs import JobContext, at_command_line, named
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.progress import reported
+from scripts.run_records import end_run
 from scripts.subjects import Dtype, ModelId, ModelName, lines_of, save_subjects
 
 DEFAULTS = TuningSettings()
@@ -120,11 +121,9 @@ def _tune_and_keep(job: TuneCircuitJob, context: JobContext) -> _Kept:
             handle, circuit, texts, settings, slug=f"{circuit.slug}.{settings.mode}.{settings.method}",
             generator=torch.Generator().manual_seed(seed), progress=report,
         )  # fmt: skip
-    done = finish_run(run)
     with writing(context.engine) as session:
         store.save_tuning_study(session, study, run_id=run.run_id)
-        assert done.finished is not None
-        store.finish_run(session, run.run_id, done.finished)
+        end_run(session, run)
     return _Kept(run.run_id, study)
 
 

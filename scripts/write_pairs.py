@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from db.engine import writing
 from safe_sail.data.concepts import ConceptText, read_concept_texts
 from safe_sail.data.taxonomy import DEFAULT, read_taxonomy
 from safe_sail.errors import BadInput
@@ -45,6 +46,7 @@ from scripts.options import (
     llm_key,
 )  # fmt: skip
 from scripts.progress import tqdm
+from scripts.run_records import end_run, keep_run
 
 PAIRS, REJECTED, RUN = "pairs.jsonl", "rejected.jsonl", "run.json"
 _PASSING: Final = frozenset(
@@ -114,8 +116,9 @@ def run_job(settings: WritePairsJob, context: JobContext) -> dict[str, Any]:
     asked = _Asked(settings.texts, settings.limit, settings.n_control, llm, table, again=settings.retry_failed)
     folder = PairFolder(context.made(settings.name), context.holding)
     run, tally = _write_left(asked, wanted, folder)
-    llm_runs.keep_run(context.engine, run)
-    llm_runs.end_run(context.engine, run)
+    keep_run(context.engine, run)
+    with writing(context.engine) as session:
+        end_run(session, run)
     return {"run": run.run_id, "file": f"made/{settings.name}/{PAIRS}"} | _report(tally)
 
 
