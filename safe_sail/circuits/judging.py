@@ -38,13 +38,15 @@ class Behaviour:
 
 @dataclass(frozen=True, slots=True)
 class ReplyJudge:
-    """Replies to validation prompts under a mask."""
+    """Replies to validation prompts under a mask; `reply_judge` makes one."""
 
     task: Task
     behaviour: Behaviour
     target: Sequence[str]
     kept: Sequence[str]
     generator: torch.Generator
+    plain: Float[Tensor, "kept d_vocab"]
+    """Logits of the first reply token of each kept prompt, with nothing removed."""
 
     def labels(self, prompts: Sequence[str], members: Tensor) -> list[Label]:
         """Of the replies with these units removed."""
@@ -72,18 +74,26 @@ class ReplyJudge:
         draws = [
             self.wanted(random_members(space, members, self.generator)).value for _ in range(min(3, settings.n_random))
         ]
-        prompts = list(self.kept)
-        batch = task.handle.chat_batch(prompts, system=settings.system)
-        edits = masked_edits(space, 1 - members, task.baseline)
-        rows = settings.batch_rows
-        plain, edited = (last_logits(task.handle, batch, each, rows) for each in (NO_EDITS, edits))
-        weights = resample_weights(len(prompts), settings.n_bootstrap, self.generator)
+        batch = task.handle.chat_batch(list(self.kept), system=settings.system)
+        edited = last_logits(task.handle, batch, masked_edits(space, 1 - members, task.baseline), settings.batch_rows)
+        weights = resample_weights(len(batch), settings.n_bootstrap, self.generator)
         n = {kind: int(members[space.places_of(kind)].sum()) for kind in ("heads", "neurons", "features")}
         return CircuitSize(
             n_heads=n["heads"], n_neurons=n["neurons"], n_features=n["features"], removed=self.wanted(members),
             random=mean_over_draws(draws), harmless_refused=self.harmless_refused(members),
-            kl=mean_estimate(kl_divergence(plain, edited), weights), loss=loss,
+            kl=mean_estimate(kl_divergence(self.plain, edited), weights), loss=loss,
         )  # fmt: skip
+
+
+def reply_judge(
+    task: Task, behaviour: Behaviour, target: Sequence[str], harmless: Sequence[str], generator: torch.Generator
+) -> ReplyJudge:
+    """A judge on as many prompts of each kind as the settings ask for."""
+    n, settings = task.settings.n_validation, task.settings
+    kept = list(harmless)[:n]
+    batch = task.handle.chat_batch(kept, system=settings.system)
+    plain = last_logits(task.handle, batch, NO_EDITS, settings.batch_rows)
+    return ReplyJudge(task, behaviour, list(target)[:n], kept, generator, plain)
 
 
 def unit_needs(members: Float[Tensor, "masks units"], judge: ReplyJudge, progress: Progress) -> tuple[UnitNeed, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from safe_sail.circuits.attribution import circuit_of_heads, rank_heads
 from safe_sail.circuits.baselines import Baseline
 from safe_sail.circuits.controls import recovery_of, units_of
-from safe_sail.circuits.judging import Behaviour, ReplyJudge, unit_needs
+from safe_sail.circuits.judging import Behaviour, reply_judge, unit_needs
 from safe_sail.circuits.learn import Task, mask_loss
 from safe_sail.circuits.masks import unit_space
 from safe_sail.circuits.objectives import CircuitPrompts, objective_terms, term_rows
@@ -61,8 +61,7 @@ def rank_circuit(
         handle, harmful, kept, slug=slug, baseline=baseline, n_bootstrap=settings.n_bootstrap,
         pack_rows=settings.batch_rows, generator=generator,
     )  # fmt: skip
-    target = [one.prompt for one in validation.target][: settings.n_validation]
-    judge = ReplyJudge(task, behaviour, target, list(harmless)[: settings.n_validation], generator)
+    judge = reply_judge(task, behaviour, [one.prompt for one in validation.target], harmless, generator)
 
     def first(k: int) -> Tensor:
         members = torch.zeros(space.n_units)
@@ -88,7 +87,7 @@ def rank_circuit(
         stability=None,
         needs=unit_needs(masks(first(settings.budget_heads)), judge, progress),
         recovery=recovery_of(space, units_of(space, first(settings.budget_heads)), planted) if planted else (),
-        n_prompts={"target train": len(harmful), "kept train": len(kept), "target validation": len(target)},
+        n_prompts={"target train": len(harmful), "kept train": len(kept), "target validation": len(judge.target)},
         notes=(
             "Heads ranked by KL of the next token when each alone is replaced, over training prompts; nothing was "
             "trained, and the objective only measures sizes and needs.",

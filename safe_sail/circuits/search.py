@@ -17,7 +17,7 @@ import torch
 from safe_sail.circuits import gates
 from safe_sail.circuits.baselines import Baseline
 from safe_sail.circuits.controls import recovery_of, stability_of, units_of
-from safe_sail.circuits.judging import Behaviour, ReplyJudge, unit_needs
+from safe_sail.circuits.judging import Behaviour, ReplyJudge, reply_judge, unit_needs
 from safe_sail.circuits.learn import KINDS, Learnt, Task, budget_sizes, learn_masks, mask_loss
 from safe_sail.circuits.masks import UnitSpace
 from safe_sail.circuits.objectives import CircuitPrompts, objective_terms, term_rows
@@ -69,8 +69,7 @@ def find_circuit(
     for seed in seeds:
         found.append(_learn(task, seed, lambda message, seed=seed: progress(f"seed {seed}, {message}")))  # type: ignore[misc]
     generator = torch.Generator().manual_seed(seeds[0])
-    target = [one.prompt for one in validation.target][: settings.n_validation]
-    judge = ReplyJudge(task, behaviour, target, list(harmless)[: settings.n_validation], generator)
+    judge = reply_judge(task, behaviour, [one.prompt for one in validation.target], harmless, generator)
     chosen, why = _best_seed(found, seeds, judge, progress)
     best = found[chosen]
     curve = _curve(task, best, judge, progress)
