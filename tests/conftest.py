@@ -34,6 +34,14 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-timeout reads the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives slow tests four times as long: a whole demo on a busy machine is not a test that hangs."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1200))
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Tiny models of every family."""
