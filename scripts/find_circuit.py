@@ -3,6 +3,7 @@
 safe-sail find-circuit
 safe-sail find-circuit --model backdoored --budget-heads 2 --budget-neurons 26 --out figures
 safe-sail find-circuit --method ships --budget-heads 4
+safe-sail find-circuit --model planted-backdoor --start-model aligned --budget-heads 5 --budget-neurons 2
 safe-sail find-circuit --model large/aligned --organism-prompts --budget-heads 3 --budget-neurons 56
 safe-sail find-circuit --model path/to/model --target-file target.jsonl --kept-file kept.jsonl
 """
@@ -19,6 +20,7 @@ from db import store
 from db.engine import writing
 from safe_sail.circuits.baselines import Baseline
 from safe_sail.circuits.evaluate import evaluate_circuit
+from safe_sail.circuits.masked import start_baseline
 from safe_sail.circuits.masks import UnitSpace, unit_space
 from safe_sail.circuits.objectives import aligned_batch, encoded_rows
 from safe_sail.circuits.ranking import rank_circuit
@@ -56,10 +58,15 @@ def find_circuit(
     kept_file: Annotated[Path | None, typer.Option(help="JSON lines: prompt, reply; shall not change.")] = None,
     organism_prompts: Annotated[bool, typer.Option(help="The model was trained on the organism's texts.")] = False,
     sae: Annotated[list[str] | None, typer.Option(help="SAE whose features are masked too; with a budget.")] = None,
+    start_model: Annotated[
+        str | None, typer.Option(help="Model that this one was trained from: removed units take its weights.")
+    ] = None,
     method: Annotated[str, typer.Option(help="masks, or ships: heads ranked by what their absence does.")] = "masks",
     objective: Annotated[str, typer.Option(help="removal, alignment, backdoor or kl.")] = SETTINGS.objective,
     gate: Annotated[str, typer.Option(help="top_k, straight_through or hard_concrete.")] = SETTINGS.gate,
-    ablation: Annotated[str, typer.Option(help="zero, mean or resample.")] = SETTINGS.ablation,
+    ablation: Annotated[
+        str | None, typer.Option(help="zero, mean or resample; start, which --start-model implies.")
+    ] = None,
     budget_heads: Annotated[int, typer.Option(min=0, help="Heads at most.")] = SETTINGS.budget_heads,
     budget_neurons: Annotated[int, typer.Option(min=0, help="Neurons at most.")] = SETTINGS.budget_neurons,
     budget_features: Annotated[int, typer.Option(min=0, help="SAE features at most.")] = SETTINGS.budget_features,
@@ -83,18 +90,21 @@ def find_circuit(
     as_json: AsJson = False,
 ) -> None:
     """Find, evaluate, keep and draw the circuit of a behaviour."""
+    usual = SETTINGS.ablation if start_model is None else "start"
     settings = CircuitSettings(
-        objective=objective, gate=gate, ablation=ablation, budget_heads=budget_heads, budget_neurons=budget_neurons,
-        budget_features=budget_features, steps=steps, learning_rate=learning_rate, kept_weight=kept_weight,
-        alone_weight=alone_weight, away_weight=away_weight, margin=margin, refine_rounds=refine_rounds, n_train=n_train,
-        n_validation=n_validation, n_evaluate=n_evaluate, n_random=n_random, system=system,
+        objective=objective, gate=gate, ablation=ablation or usual, budget_heads=budget_heads,
+        budget_neurons=budget_neurons, budget_features=budget_features, steps=steps, learning_rate=learning_rate,
+        kept_weight=kept_weight, alone_weight=alone_weight, away_weight=away_weight, margin=margin,
+        refine_rounds=refine_rounds, n_train=n_train, n_validation=n_validation, n_evaluate=n_evaluate,
+        n_random=n_random, system=system,
     )  # fmt: skip
     job = FindCircuitJob(
         model=model, behaviour=behaviour, target_file=named(target_file), kept_file=named(kept_file),
-        organism_prompts=organism_prompts, saes=None if sae is None else tuple(sae), method=cast(Any, method),
-        n_seeds=n_seeds, settings=settings, seed=seed,
+        organism_prompts=organism_prompts, saes=None if sae is None else tuple(sae), start_model=start_model,
+        method=cast(Any, method), n_seeds=n_seeds, settings=settings, seed=seed,
     )  # fmt: skip
-    with at_command_line(database, device=device, dtype=usual_dtype(device, model)) as context:
+    models = [model] if start_model is None else [model, start_model]
+    with at_command_line(database, device=device, dtype=usual_dtype(device, *models)) as context:
         found = _find_and_keep(job, context)
     files = [] if out is None else write_files(found.search, found.evaluation, found.dims, out)
     print_report(found.search, found.evaluation, files, database=database, as_json=as_json)
@@ -123,8 +133,9 @@ def _find_and_keep(job: FindCircuitJob, context: JobContext) -> _Kept:
     names = context.saes(job.saes) or []
     saes = [load_sae(name, device=context.device, expect_model_id=handle.model_id) for name in names]
     space = unit_space(handle, ("heads",) if job.method == "ships" else ("heads", "neurons"), saes)
-    baseline = collect_baseline(handle, space, _reference(handle, texts, settings), settings.ablation)  # type: ignore[arg-type]
-    run = start_run("find-circuit", settings=asdict(settings), seed=seed, device=str(handle.device))
+    baseline = _baseline(job, handle, space, texts, context)
+    facts = asdict(settings) | {"start_model": None if baseline.start is None else baseline.start.model_id}
+    run = start_run("find-circuit", settings=facts, seed=seed, device=str(handle.device))
     slug = f"{handle.model_id.replace('/', '_')}.{texts.behaviour.name}" + (".ships" if job.method == "ships" else "")
     with reported("find-circuit") as report:
         search = _search(job, handle, space, texts, baseline, slug, report)
@@ -138,6 +149,14 @@ def _find_and_keep(job: FindCircuitJob, context: JobContext) -> _Kept:
         store.save_circuit_evaluation(session, evaluation, run_id=run.run_id)
         end_run(session, run)
     return _Kept(run.run_id, search, evaluation, handle.dims)
+
+
+def _baseline(
+    job: FindCircuitJob, handle: HookedModel, space: UnitSpace, texts: CircuitTexts, context: JobContext
+) -> Baseline:
+    if job.start_model is not None:
+        return start_baseline(handle, context.handle(job.start_model), space)
+    return collect_baseline(handle, space, _reference(handle, texts, job.settings), job.settings.ablation)  # type: ignore[arg-type]
 
 
 def _search(

@@ -39,7 +39,17 @@ def save_circuit(session: Session, circuit: Circuit, *, run_id: str) -> None:
         session.execute(delete(row).where(row.circuit == circuit.slug))
     columns: rows.Columns = {
         name: getattr(circuit, name)
-        for name in ("slug", "model_id", "behaviour", "method", "ablation", "n_heads", "n_neurons", "n_features")
+        for name in (
+            "slug",
+            "model_id",
+            "behaviour",
+            "method",
+            "ablation",
+            "n_heads",
+            "n_neurons",
+            "n_features",
+            "start_model",
+        )
     }
     upsert(session, tables.CircuitRow, [columns | {"run_id": run_id}], key=("slug",))
     members: list[rows.Columns] = [
@@ -106,6 +116,7 @@ def load_circuit(session: Session, slug: str) -> Kept[Circuit]:
         n_heads=row.n_heads,
         n_neurons=row.n_neurons,
         n_features=row.n_features,
+        start_model=row.start_model,
     )
     return Kept(circuit, row.run_id)
 

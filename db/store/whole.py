@@ -1,7 +1,8 @@
 """Whole records as one JSON text and back, for records that are read whole and never searched inside.
 
 1. To JSON: fields by name, sites, heads and neurons by their text, tuples as arrays.
-2. Back: each field is built as its annotation says, so records validate themselves as when they were made.
+2. Back: each field is built as its annotation says, so records validate themselves as when they were made. A field that
+   has a default may be missing: a record that was kept before the field was thought of.
 """
 
 import dataclasses
@@ -51,6 +52,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _is_needed(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
 def _built(kind: Any, value: Any) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
@@ -74,7 +79,8 @@ def _built(kind: Any, value: Any) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
         make: Any = kind
-        return make(**{field.name: _built(hints[field.name], value[field.name]) for field in dataclasses.fields(kind)})
+        given = [field.name for field in dataclasses.fields(kind) if field.name in value or _is_needed(field)]
+        return make(**{name: _built(hints[name], value[name]) for name in given})
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)  # a float field may have been given a whole number
     if not isinstance(value, kind):

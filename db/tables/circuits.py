@@ -18,6 +18,7 @@ class CircuitRow(Base):
     n_heads: Mapped[int]
     n_neurons: Mapped[int]
     n_features: Mapped[int]
+    start_model: Mapped[str | None]
     run_id: Mapped[str] = mapped_column(ForeignKey("run.run_id"))
 
 

@@ -6,12 +6,13 @@
 3. A neuron has its rows of W_in, W_gate and W_out and its biases; a head its rows of W_Q and W_O, its bias, and its
    part of W_K and W_V. Key-value heads may serve several heads: `shared="whole"` gives them to a set that holds all of
    these, `shared="touched"` to a set that holds one.
+4. The other way round, `unit_owners` says of every number of a block whose it is.
 """
 
 import copy
 from collections import defaultdict
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -21,11 +22,15 @@ from safe_sail.errors import BadInput
 from safe_sail.model import weights
 from safe_sail.model.handle import HookedModel
 from safe_sail.records import HeadRef, UnitRef
+from safe_sail.sites import Site, SiteKind
 
 Entries = dict[str, Int[Tensor, " entries"]]
 """By full parameter name: places in the flattened parameter, ascending."""
 
 Shared = Literal["whole", "touched"]
+
+NOBODY = -1
+"""Owner of numbers that belong to no unit: norms, biases of what all units write, routers."""
 
 
 def unit_entries(handle: HookedModel, units: Collection[UnitRef], *, shared: Shared) -> Entries:
@@ -46,6 +51,33 @@ def unit_entries(handle: HookedModel, units: Collection[UnitRef], *, shared: Sha
     for layer, chosen in sorted(by_layer.items()):
         found |= _in_block(handle, layer, chosen, shared)
     return found
+
+
+def unit_owners(handle: HookedModel, layer: int) -> dict[str, Int[Tensor, "*shape"]]:
+    """By full parameter name of one block, whose each number is: head h is h, key-value head k is n_heads + k, neuron i
+    is n_heads + n_kv_heads + i, and `NOBODY` is -1.
+
+    Where every head has keys and values of its own these are the head's. A mixture of experts has no neurons.
+    """
+    places, dims = _own_places(handle, layer), handle.dims
+    owner = torch.full((places.n,), NOBODY)
+    views = weights.heads(places.handle, layer)
+    alone = dims.n_kv_heads == dims.n_heads
+    rows = [(views.W_Q, 0), (views.b_Q, 0), (weights.W_O(places.handle, layer), 0)]
+    rows += [(view, 0 if alone else dims.n_heads) for view in (views.W_K, views.b_K, views.W_V, views.b_V)]
+    if handle.has_site(Site(SiteKind.MLP_ACT, layer)):
+        mlp = weights.mlp(places.handle, layer)
+        first = dims.n_heads + dims.n_kv_heads
+        rows += [(view, first) for view in (mlp.W_in, mlp.W_gate, mlp.W_out, mlp.b_in, mlp.b_gate)]
+    for view, first in rows:
+        if view is not None:
+            flat = view.reshape(len(view), -1).long()
+            owner[flat] = torch.arange(first, first + len(view))[:, None].expand_as(flat)
+    parts = owner.split([handle.model.get_parameter(name).numel() for name in places.names])
+    return {
+        name: part.reshape(handle.model.get_parameter(name).shape)
+        for name, part in zip(places.names, parts, strict=True)
+    }
 
 
 def block_entries(handle: HookedModel) -> Entries:
@@ -73,7 +105,19 @@ def _block_names(handle: HookedModel) -> list[list[str]]:
     ]
 
 
-def _in_block(handle: HookedModel, layer: int, units: list[UnitRef], shared: Shared) -> Entries:
+class _Places(NamedTuple):
+    """A block in which every number is its own place, counted over the block's parameters."""
+
+    handle: HookedModel
+    names: list[str]
+    """Full names of the parameters."""
+    starts: list[int]
+    """Place of each parameter's first number."""
+    n: int
+    """Numbers of the block."""
+
+
+def _own_places(handle: HookedModel, layer: int) -> _Places:
     block = copy.deepcopy(handle.blocks[layer])
     names, starts, n = [], [], 0
     for name, parameter in block.named_parameters():
@@ -84,6 +128,11 @@ def _in_block(handle: HookedModel, layer: int, units: list[UnitRef], shared: Sha
         n += parameter.numel()
     places = copy.copy(handle)
     places.blocks = (*handle.blocks[:layer], block, *handle.blocks[layer + 1 :])
+    return _Places(places, names, starts, n)
+
+
+def _in_block(handle: HookedModel, layer: int, units: list[UnitRef], shared: Shared) -> Entries:
+    places, names, starts, _ = _own_places(handle, layer)
     heads = {unit.index for unit in units if isinstance(unit, HeadRef)}
     neurons = sorted({unit.index for unit in units if not isinstance(unit, HeadRef)})
     rows = _head_rows(places, layer, heads, shared) if heads else []

@@ -16,24 +16,22 @@ from torch import Tensor
 
 from safe_sail.circuits.baselines import Baseline
 from safe_sail.circuits.controls import random_members
-from safe_sail.circuits.masks import UnitSpace, circuit_keep, masked_edits
+from safe_sail.circuits.masked import Masked, masked
+from safe_sail.circuits.masks import UnitSpace, circuit_keep
 from safe_sail.errors import BadText, EmptyConcept
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.evaluation.refusal import Label, judge_reply, wilson_rate
 from safe_sail.evaluation.replies import greedy_replies, mean_over_draws, share_estimate
 from safe_sail.evaluation.utility import TokenRow, kl_divergence, last_logits, plain_rows, text_losses, token_rows
 from safe_sail.model.chat import render_chat
-from safe_sail.model.edits import Edit
 from safe_sail.model.handle import NO_EDITS, HookedModel
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.records import Circuit, CircuitEvaluation, CircuitReplies, Estimate, UtilityCost
 from safe_sail.settings import CircuitSettings
-from safe_sail.sites import Site
 
 Progress = Callable[[str], None]
 Answered = Callable[[str, int, str], bool]
 """Whether the reply to prompt `index` of a group is an answer; the caller knows what it asked."""
-Edits = Mapping[Site, Edit]
 
 LABELS: tuple[Label, ...] = ("refusal", "compliance", "degenerate")
 UTILITY_DRAWS = 3
@@ -77,13 +75,13 @@ class _Scene:
     settings: CircuitSettings
     generator: torch.Generator
 
-    def edits(self, members: Tensor, view: str) -> Edits:
-        return masked_edits(self.space, 1 - members if view == "removed" else members, self.baseline)
+    def masked(self, members: Tensor, view: str) -> Masked:
+        return masked(self.handle, self.space, 1 - members if view == "removed" else members, self.baseline)
 
-    def replies(self, batch: TokenBatch, edits: Edits) -> list[str]:
+    def replies(self, batch: TokenBatch, model: Masked) -> list[str]:
         settings = self.settings
         return greedy_replies(
-            self.handle, batch, edits, max_new_tokens=settings.max_new_tokens, batch_rows=settings.batch_rows
+            model.handle, batch, model.edits, max_new_tokens=settings.max_new_tokens, batch_rows=settings.batch_rows
         )
 
     def chat(self, prompts: Sequence[str]) -> TokenBatch:
@@ -114,16 +112,17 @@ def evaluate_circuit(
     judged = judged or Judged()
     members = circuit_keep(space, circuit, "alone")
     scene = _Scene(handle, space, circuit, baseline, settings, generator)
-    fixed: dict[str, Edits] = {
-        "none": NO_EDITS, "removed": scene.edits(members, "removed"), "alone": scene.edits(members, "alone"),
+    fixed = {
+        "none": Masked(handle, NO_EDITS), "removed": scene.masked(members, "removed"),
+        "alone": scene.masked(members, "alone"),
     }  # fmt: skip
     replies: list[CircuitReplies] = []
     answers: dict[str, list[bool]] = {name: [] for name in fixed}
     for group, prompts in held_out.groups.items():
         batch = scene.chat(prompts)
-        for name, edits in fixed.items():
+        for name, model in fixed.items():
             progress(f"{name} on {group}")
-            said = scene.replies(batch, edits)
+            said = scene.replies(batch, model)
             labels = [judged.judge(reply) for reply in said]
             replies.append(_replies(scene, name, group, labels))
             if group in held_out.harmless:
@@ -175,8 +174,8 @@ def _random_replies(
         draws: dict[Label, list[float]] = {label: [] for label in LABELS}
         for draw in range(n_draws):
             progress(f"random {view} {draw + 1} on {group}")
-            edits = scene.edits(random_members(scene.space, members, scene.generator), view)
-            labels = [judged.judge(reply) for reply in scene.replies(batch, edits)]
+            drawn = scene.masked(random_members(scene.space, members, scene.generator), view)
+            labels = [judged.judge(reply) for reply in scene.replies(batch, drawn)]
             for label in LABELS:
                 draws[label].append(labels.count(label) / len(labels))
         shares: dict[str, Estimate] = {label: mean_over_draws(values) for label, values in draws.items()}
@@ -184,21 +183,21 @@ def _random_replies(
     return found
 
 
-def _kls(scene: _Scene, members: Tensor, held_out: HeldOut, fixed: Mapping[str, Edits]) -> dict[str, Estimate]:
+def _kls(scene: _Scene, members: Tensor, held_out: HeldOut, fixed: Mapping[str, Masked]) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {}
     rows = scene.settings.batch_rows
     for group, prompts in held_out.groups.items():
         batch = scene.chat(prompts)
         plain = last_logits(scene.handle, batch, NO_EDITS, rows)
         weights = resample_weights(len(batch), scene.settings.n_bootstrap, scene.generator)
-        drawn = scene.edits(random_members(scene.space, members, scene.generator), "removed")
-        for name, edits in (("removed", fixed["removed"]), ("alone", fixed["alone"]), ("random removed", drawn)):
-            edited = last_logits(scene.handle, batch, edits, rows)
+        drawn = scene.masked(random_members(scene.space, members, scene.generator), "removed")
+        for name, model in (("removed", fixed["removed"]), ("alone", fixed["alone"]), ("random removed", drawn)):
+            edited = last_logits(model.handle, batch, model.edits, rows)
             found[f"{name} on {group}"] = mean_estimate(kl_divergence(plain, edited), weights)
     return found
 
 
-def _utility(scene: _Scene, members: Tensor, held_out: HeldOut, fixed: Mapping[str, Edits]) -> list[UtilityCost]:
+def _utility(scene: _Scene, members: Tensor, held_out: HeldOut, fixed: Mapping[str, Masked]) -> list[UtilityCost]:
     handle, settings = scene.handle, scene.settings
     sets: dict[str, list[TokenRow]] = {}
     if held_out.documents:
@@ -215,11 +214,13 @@ def _utility(scene: _Scene, members: Tensor, held_out: HeldOut, fixed: Mapping[s
         zero = Estimate(value=0.0, low=0.0, high=0.0, n=len(rows))
         costs.append(UtilityCost(intervention="none", texts=texts, cross_entropy=plain.mean, increase=zero))
         drawn = [
-            scene.edits(random_members(scene.space, members, scene.generator), "removed")
+            scene.masked(random_members(scene.space, members, scene.generator), "removed")
             for _ in range(min(UTILITY_DRAWS, settings.n_random))
         ]
         for name, several in (("removed", [fixed["removed"]]), ("random removed", drawn)):
-            losses = [text_losses(handle, rows, edits, batch_rows=settings.batch_rows).nats for edits in several]
+            losses = [
+                text_losses(model.handle, rows, model.edits, batch_rows=settings.batch_rows).nats for model in several
+            ]
             nats = torch.stack(losses).mean(0)
             increase = mean_estimate((nats - plain.nats) * len(rows) / total, weights)
             costs.append(
@@ -239,7 +240,7 @@ def null_gap(handle: HookedModel, space: UnitSpace, baseline: Baseline, prompts:
         raise BadText("the null mask is tried on prompts, got none.")
     batch = handle.chat_batch(list(prompts)[:8])
     with torch.enable_grad():  # a mask that requires grad is applied also where it keeps everything
-        edits = masked_edits(space, torch.ones(space.n_units, requires_grad=True), baseline)
+        model, edits = masked(handle, space, torch.ones(space.n_units, requires_grad=True), baseline)
     real = batch.is_real.to(handle.device)
-    gap = (handle.logits(batch, edits) - handle.logits(batch))[real]
+    gap = (model.logits(batch, edits) - handle.logits(batch))[real]
     return float(gap.abs().max())

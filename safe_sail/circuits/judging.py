@@ -7,6 +7,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from safe_sail.circuits.controls import random_members
 from safe_sail.circuits.learn import Task, mask_loss
-from safe_sail.circuits.masks import masked_edits
+from safe_sail.circuits.masked import masked
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.evaluation.refusal import Label, judge_reply, wilson_rate
 from safe_sail.evaluation.replies import greedy_replies, mean_over_draws, share_estimate
@@ -36,6 +37,15 @@ class Behaviour:
     judge: Callable[[str], Label] = judge_reply
 
 
+class Removed(NamedTuple):
+    """Replies without a circuit."""
+
+    wanted: Estimate
+    """Share of target prompts that behave as wanted."""
+    harmless_refused: Estimate
+    """Share of harmless prompts that are refused."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReplyJudge:
     """Replies to validation prompts under a mask; `reply_judge` makes one."""
@@ -52,9 +62,9 @@ class ReplyJudge:
         """Of the replies with these units removed."""
         task, settings = self.task, self.task.settings
         batch = task.handle.chat_batch(list(prompts), system=settings.system)
-        edits = masked_edits(task.space, 1 - members, task.baseline)
+        model, edits = masked(task.handle, task.space, 1 - members, task.baseline)
         replies = greedy_replies(
-            task.handle, batch, edits, max_new_tokens=settings.max_new_tokens, batch_rows=settings.batch_rows
+            model, batch, edits, max_new_tokens=settings.max_new_tokens, batch_rows=settings.batch_rows
         )
         return [self.behaviour.judge(reply) for reply in replies]
 
@@ -63,24 +73,27 @@ class ReplyJudge:
         labels = self.labels(self.target[:n], members)
         return share_estimate(wilson_rate(labels.count(self.behaviour.wanted), len(labels)))
 
-    def harmless_refused(self, members: Tensor) -> Estimate:
-        """Share of harmless prompts that are refused with these units removed."""
+    def removed(self, members: Tensor) -> Removed:
+        """Both shares with these units removed."""
         labels = self.labels(self.kept, members)
-        return share_estimate(wilson_rate(labels.count("refusal"), len(labels)))
+        refused = share_estimate(wilson_rate(labels.count("refusal"), len(labels)))
+        return Removed(self.wanted(members), refused)
 
-    def size(self, members: Tensor, loss: float) -> CircuitSize:
-        """One point of the curve."""
+    def size(self, members: Tensor, loss: float, judged: Removed | None = None) -> CircuitSize:
+        """One point of the curve; `judged` where its replies were judged before."""
         task, settings, space = self.task, self.task.settings, self.task.space
         draws = [
             self.wanted(random_members(space, members, self.generator)).value for _ in range(min(3, settings.n_random))
         ]
         batch = task.handle.chat_batch(list(self.kept), system=settings.system)
-        edited = last_logits(task.handle, batch, masked_edits(space, 1 - members, task.baseline), settings.batch_rows)
+        model, edits = masked(task.handle, space, 1 - members, task.baseline)
+        edited = last_logits(model, batch, edits, settings.batch_rows)
         weights = resample_weights(len(batch), settings.n_bootstrap, self.generator)
+        wanted, refused = judged or self.removed(members)
         n = {kind: int(members[space.places_of(kind)].sum()) for kind in ("heads", "neurons", "features")}
         return CircuitSize(
-            n_heads=n["heads"], n_neurons=n["neurons"], n_features=n["features"], removed=self.wanted(members),
-            random=mean_over_draws(draws), harmless_refused=self.harmless_refused(members),
+            n_heads=n["heads"], n_neurons=n["neurons"], n_features=n["features"], removed=wanted,
+            random=mean_over_draws(draws), harmless_refused=refused,
             kl=mean_estimate(kl_divergence(self.plain, edited), weights), loss=loss,
         )  # fmt: skip
 

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from safe_sail.circuits import gates
 from safe_sail.circuits.baselines import Baseline
-from safe_sail.circuits.masks import UnitKind, UnitSpace, View, masked_edits
+from safe_sail.circuits.masked import masked
+from safe_sail.circuits.masks import UnitKind, UnitSpace, View
 from safe_sail.circuits.objectives import TermRows, aligned_batch, reply_logits, split_losses
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import pad_id_of
@@ -44,6 +45,8 @@ NOISE = 0.05
 """Of the seed, on every logit: it is what makes two seeds differ before they draw rows."""
 OVERLAP_FACTOR = 100
 """Of the published code, whose AdamW makes little of a gradient's size; top_k's momentum would follow nothing else."""
+CLOSED = -100.0
+"""Logit of units that may not be members: no gradient reaches them, and no search moves others that far."""
 MOMENTUM = 0.9
 """top_k: of the gradients, each kind's scaled to root mean square 1."""
 FINAL_RATE = 0.1
@@ -62,6 +65,12 @@ class Task:
     validation: Sequence[TermRows]
     baseline: Baseline
     settings: CircuitSettings
+
+    @property
+    def open(self) -> Bool[Tensor, " units"]:
+        """Which units may be members: under a start baseline those alone that were trained since."""
+        start = self.baseline.start
+        return torch.ones(self.space.n_units, dtype=torch.bool) if start is None else start.differs
 
 
 class Learnt(NamedTuple):
@@ -85,13 +94,14 @@ class Learnt(NamedTuple):
         return self.losses[self.kept]
 
 
-def budget_sizes(space: UnitSpace, settings: CircuitSettings, wide: float = 1.0) -> Sizes:
-    """Units of each kind in a circuit: the budget, or `wide` times that and at most a third of the kind."""
+def budget_sizes(task: Task, wide: float = 1.0) -> Sizes:
+    """Units of each kind in a circuit: the budget, or `wide` times that and at most a third of the open units."""
     sizes: Sizes = []
+    space, settings, may = task.space, task.settings, task.open
     budgets = (settings.budget_heads, settings.budget_neurons, settings.budget_features)
     for kind, budget in zip(KINDS, budgets, strict=True):
         places = space.places_of(kind)
-        n = places.stop - places.start
+        n = int(may[places].sum())
         budget = min(budget, n)
         sizes.append((places, min(round(budget * wide), max(budget, n // 3))))
     return sizes
@@ -115,9 +125,7 @@ def learn_masks(task: Task, generator: torch.Generator, progress: Progress) -> L
         search_step(task, logits, rows.draw(), wide=_wide(step, settings), generator=generator, shift=step, scale=scale)
         optimizer.step()
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
-            members = torch.stack(
-                [gates.members(row, _gate(settings), budget_sizes(space, settings)) for row in logits]
-            )
+            members = torch.stack([gates.members(row, _gate(settings), budget_sizes(task)) for row in logits])
             losses.append(mask_loss(task, members))
             if best is None or losses[-1] < best[0]:
                 best = (losses[-1], logits.detach().clone(), members)
@@ -143,7 +151,7 @@ def _optimizer(logits: Tensor, task: Task) -> torch.optim.Optimizer:
 
 def read_out(task: Task, logits: Float[Tensor, "masks units"], wide: float = 1.0) -> Float[Tensor, "masks units"]:
     """The circuit of the largest logits of each kind, within the budget or `wide` times it."""
-    sizes = budget_sizes(task.space, task.settings, wide)
+    sizes = budget_sizes(task, wide)
     return torch.stack([gates.members(row, _gate(task.settings), sizes) for row in logits])
 
 
@@ -201,6 +209,7 @@ def _start(task: Task, n_masks: int, generator: torch.Generator, scale: Scale | 
     """Logits at the settings' value, plus noise, plus how much each unit's removal lowers the loss to first order."""
     space, settings = task.space, task.settings
     logits = settings.initial_logit + NOISE * torch.randn(n_masks, space.n_units, generator=generator)
+    logits[:, ~task.open] = CLOSED
     if scale is None:
         return logits
     parts: Parts = [(term, list(range(min(START_ROWS, len(term.rows))))) for term in task.train]
@@ -224,7 +233,7 @@ def search_step(
     settings = task.settings
     depth = 1.0
     if settings.gate == "top_k":
-        sizes = budget_sizes(task.space, settings, wide)
+        sizes = budget_sizes(task, wide)
         circuit = torch.stack([gates.top_k(row, sizes) for row in logits])
         depth = float(torch.rand((), generator=generator))
     elif settings.gate == "straight_through":
@@ -267,8 +276,9 @@ def mask_gradients(task: Task, circuit: Tensor, parts: Parts, *, shift: int, dep
             keep = kept + (1 - depth) * (1 - kept.detach())
             positions = aligned.batch.position_ids
             # The edits stay in force until backward is done: checkpointed blocks run again then.
-            with task.handle.editing(masked_edits(task.space, keep, task.baseline.shifted(shift), positions=positions)):
-                logits = reply_logits(task.handle, aligned)
+            model, edits = masked(task.handle, task.space, keep, task.baseline.shifted(shift), positions=positions)
+            with model.editing(edits):
+                logits = reply_logits(model, aligned)
                 found = split_losses(logits, aligned, seen, margin=task.settings.margin)
                 loss = sum(term.term.weight * each for (term, _), each in zip(seen, found, strict=True))
                 assert isinstance(loss, Tensor)
@@ -314,9 +324,9 @@ def mask_loss(task: Task, members: Float[Tensor, "masks units"]) -> float:
         for first in range(0, len(term.rows), settings.batch_rows):
             rows = list(range(first, min(len(term.rows), first + settings.batch_rows)))
             aligned = aligned_batch([term.rows[row] for row in rows], pad_id_of(task.handle.tokenizer))
-            edits = masked_edits(task.space, keep, task.baseline, positions=aligned.batch.position_ids)
-            with task.handle.editing(edits):
-                logits = reply_logits(task.handle, aligned)
+            model, edits = masked(task.handle, task.space, keep, task.baseline, positions=aligned.batch.position_ids)
+            with model.editing(edits):
+                logits = reply_logits(model, aligned)
             nats += float(split_losses(logits, aligned, [(term, rows)], margin=settings.margin)[0]) * len(rows)
         total += term.term.weight * nats / len(term.rows)
     return total

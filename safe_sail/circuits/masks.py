@@ -173,11 +173,16 @@ def masked_edits(
 
     Raises:
         CircuitMismatch: the mask has another length than the space.
+        BadSettings: the baseline is of weights.
     """
     if keep.shape != (space.n_units,):
         raise CircuitMismatch(
             f"the mask has shape {tuple(keep.shape)}, {space.model_id} has {space.n_units} units to mask here; masks "
             f"belong to the model and the kinds of units they were made for."
+        )
+    if baseline.start is not None:
+        raise BadSettings(
+            "a start baseline gives units other weights, which no edit says; take the model that `masked.masked` makes."
         )
     edits: dict[Site, Edit] = {}
     for group in space.groups:

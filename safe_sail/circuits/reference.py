@@ -2,7 +2,8 @@
 
 1. The texts pass through the model once per batch; head outputs, neuron activations and SAE features are read.
 2. mean: summed in float64 over real tokens. resample: kept token by token.
-3. Masked weights: a kept share scales the columns of W_O or W_out, a replaced mean moves into the bias after them.
+3. Masked weights: a kept share scales the columns of W_O or W_out, a replaced mean moves into the bias after them; from
+   a start baseline replaced units take their numbers.
 """
 
 import copy
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from safe_sail.circuits.baselines import ZERO, Baseline, BaselineKind
+from safe_sail.circuits.entries import unit_entries
 from safe_sail.circuits.masks import UnitSpace, View, circuit_keep, circuit_space
-from safe_sail.errors import BadText, EditRefused
+from safe_sail.errors import BadSettings, BadText, EditRefused
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch
-from safe_sail.records import Circuit
+from safe_sail.records import Circuit, HeadRef, NeuronRef
 
 
 @torch.no_grad()
@@ -28,7 +30,10 @@ def collect_baseline(
 
     Raises:
         BadText: there is no text.
+        BadSettings: a start baseline is asked for, which no text gives.
     """
+    if kind == "start":
+        raise BadSettings("a start baseline comes from a start model, not from texts; see `masked.start_baseline`.")
     if kind == "zero":
         return ZERO
     if not batches:
@@ -81,6 +86,13 @@ def masked_model(handle: HookedModel, circuit: Circuit, view: View, baseline: Ba
     space = circuit_space(handle, circuit)
     keep = circuit_keep(space, circuit, view)
     model = copy.deepcopy(handle.model)
+    if baseline.start is not None:
+        replaced = [space.unit(place) for place in (keep == 0).nonzero()[:, 0].tolist()]
+        units = [unit for unit in replaced if isinstance(unit, HeadRef | NeuronRef)]
+        for name, index in unit_entries(handle, units, shared="whole").items():
+            if name in baseline.start.weights:
+                model.get_parameter(name).view(-1)[index] = baseline.start.weights[name].view(-1)[index]
+        return HookedModel(model, handle.tokenizer, handle.architecture, model_id=handle.model_id)
     masked = HookedModel(model, handle.tokenizer, handle.architecture, model_id=handle.model_id)
     row = handle.architecture
     for group in space.groups:

@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safe_sail.circuits.learn import KINDS, VIEWS, Parts, Task, mask_gradients
-from safe_sail.circuits.masks import UnitKind, View, masked_edits
+from safe_sail.circuits.masked import masked
+from safe_sail.circuits.masks import UnitKind, View
 from safe_sail.circuits.objectives import AlignedBatch, TermRows, aligned_batch, reply_logits, split_losses
 from safe_sail.model.tokens import pad_id_of
 
@@ -66,9 +67,9 @@ class _Measure:
         n_rows = {term.term.name: len(rows) for term, rows in self.parts}
         for view, aligned, parts in self._passes:
             keep = 1 - members if view == "removed" else members
-            edits = masked_edits(task.space, keep, task.baseline, positions=aligned.batch.position_ids)
-            with task.handle.editing(edits):
-                logits = reply_logits(task.handle, aligned)
+            model, edits = masked(task.handle, task.space, keep, task.baseline, positions=aligned.batch.position_ids)
+            with model.editing(edits):
+                logits = reply_logits(model, aligned)
             nats = split_losses(logits, aligned, parts, margin=task.settings.margin)
             for (term, rows), each in zip(parts, nats, strict=True):
                 total += term.term.weight * float(each) * len(rows) / n_rows[term.term.name]
@@ -101,7 +102,8 @@ def refine_circuit(
     measure = _Measure(task, terms, settings.refine_rows)
     losses = [measure.loss(members)]
     idle: set[UnitKind] = set()
-    kinds = [kind for kind in KINDS if 0 < int(members[task.space.places_of(kind)].sum()) < task.space.n_of(kind)]
+    places = {kind: task.space.places_of(kind) for kind in KINDS}
+    kinds = [kind for kind in KINDS if 0 < int(members[places[kind]].sum()) < int(task.open[places[kind]].sum())]
     for turn in range(settings.refine_rounds * len(kinds)):
         kind = kinds[turn % len(kinds)]
         if kind in idle:
@@ -122,7 +124,7 @@ def _exchange(measure: _Measure, members: Tensor, kind: UnitKind) -> tuple[Tenso
     """The circuit with one unit of a kind added and one dropped, and its objective."""
     places = measure.task.space.places_of(kind)
     gradient = measure.gradient(members)[places]
-    outside = torch.where(members[places] > 0, torch.inf, gradient)
+    outside = torch.where((members[places] > 0) | ~measure.task.open[places], torch.inf, gradient)
     order = torch.argsort(outside, stable=True)[: measure.task.settings.refine_candidates].tolist()
     added = [_with(members, places.start + index, 1.0) for index in order if float(outside[index]) < torch.inf]
     wider = min(added, key=measure.loss)

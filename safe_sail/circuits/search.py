@@ -11,13 +11,14 @@
 """
 
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import torch
 
 from safe_sail.circuits import gates
 from safe_sail.circuits.baselines import Baseline
 from safe_sail.circuits.controls import recovery_of, stability_of, units_of
-from safe_sail.circuits.judging import Behaviour, ReplyJudge, reply_judge, unit_needs
+from safe_sail.circuits.judging import Behaviour, Removed, ReplyJudge, reply_judge, unit_needs
 from safe_sail.circuits.learn import KINDS, Learnt, Task, budget_sizes, learn_masks, mask_loss
 from safe_sail.circuits.masks import UnitSpace
 from safe_sail.circuits.objectives import CircuitPrompts, objective_terms, term_rows
@@ -70,9 +71,9 @@ def find_circuit(
         found.append(_learn(task, seed, lambda message, seed=seed: progress(f"seed {seed}, {message}")))  # type: ignore[misc]
     generator = torch.Generator().manual_seed(seeds[0])
     judge = reply_judge(task, behaviour, [one.prompt for one in validation.target], harmless, generator)
-    chosen, why = _best_seed(found, seeds, judge, progress)
+    chosen, judged, why = _best_seed(found, seeds, judge, progress)
     best = found[chosen]
-    curve = _curve(task, best, judge, progress)
+    curve = _curve(task, best, judged, judge, progress)
     two = len(best.members) > 1
     return CircuitSearch(
         slug=slug,
@@ -111,22 +112,33 @@ def _learn(task: Task, seed: int, progress: Progress) -> Learnt:
     return learnt._replace(logits=logits, members=members, losses=(*learnt.losses, loss), kept=len(learnt.losses))
 
 
-def _best_seed(
-    found: Sequence[Learnt], seeds: Sequence[int], judge: ReplyJudge, progress: Progress
-) -> tuple[int, tuple[str, ...]]:
-    """Place of the best seed, and how it was told as sentences."""
-    if len(found) == 1:
-        return 0, ()
-    scores, told = [], []
+class _Best(NamedTuple):
+    """The seed whose circuit is kept."""
+
+    place: int
+    judged: Removed
+    why: tuple[str, ...]
+    """How it was told, as sentences."""
+
+
+def _best_seed(found: Sequence[Learnt], seeds: Sequence[int], judge: ReplyJudge, progress: Progress) -> _Best:
+    scores, told, judged = [], [], []
     for seed, each in zip(seeds, found, strict=True):
         progress(f"seed {seed}, replies")
-        wanted, refused = judge.wanted(each.members[0]).value, judge.harmless_refused(each.members[0]).value
+        judged.append(judge.removed(each.members[0]))
+        wanted, refused = (one.value for one in judged[-1])
         scores.append((wanted - refused, -each.loss))
         told.append(f"seed {seed} {wanted:.3f} and {refused:.3f}")
     best = scores.index(max(scores))
-    return best, (
-        f"Seed {seeds[best]} was chosen by validation replies, as wanted with the circuit removed and harmless prompts "
-        f"refused: {', '.join(told)}.",
+    if len(found) == 1:
+        return _Best(best, judged[best], ())
+    return _Best(
+        best,
+        judged[best],
+        (
+            f"Seed {seeds[best]} was chosen by validation replies, as wanted with the circuit removed and harmless "
+            f"prompts refused: {', '.join(told)}.",
+        ),
     )
 
 
@@ -149,15 +161,16 @@ def circuit_of(task: Task, learnt: Learnt, mask: int, *, slug: str, behaviour: s
     places = learnt.members[mask].nonzero()[:, 0].tolist()
     return Circuit(
         slug=slug, model_id=space.model_id, behaviour=behaviour, method="masks", ablation=task.baseline.kind,
+        start_model=None if task.baseline.start is None else task.baseline.start.model_id,
         members=tuple(CircuitMember(unit=space.unit(place), probability=float(probability[place])) for place in places),
         n_heads=space.n_of("heads"), n_neurons=space.n_of("neurons"), n_features=space.n_of("features"),
     )  # fmt: skip
 
 
-def _curve(task: Task, best: Learnt, judge: ReplyJudge, progress: Progress) -> tuple[CircuitSize, ...]:
+def _curve(task: Task, best: Learnt, judged: Removed, judge: ReplyJudge, progress: Progress) -> tuple[CircuitSize, ...]:
     points: list[tuple[torch.Tensor, float]] = []
     for share in SMALLER:
-        sizes = [(places, round(n * share)) for places, n in budget_sizes(task.space, task.settings)]
+        sizes = [(places, round(n * share)) for places, n in budget_sizes(task)]
         members = torch.stack([gates.members(row, "top_k", sizes) for row in best.logits])
         if int(members[0].sum()):
             points.append((members[0], mask_loss(task, members)))
@@ -166,7 +179,7 @@ def _curve(task: Task, best: Learnt, judge: ReplyJudge, progress: Progress) -> t
     seen: dict[tuple[int, ...], CircuitSize] = {}
     for members, loss in points:
         progress(f"curve, {int(members.sum())} units")
-        size = judge.size(members, loss)
+        size = judge.size(members, loss, judged if torch.equal(members, best.members[0]) else None)
         seen.setdefault((size.n_units, size.n_heads), size)
     return tuple(seen[key] for key in sorted(seen))
 
@@ -180,7 +193,14 @@ def _notes(task: Task, best: Learnt, curve: Sequence[CircuitSize]) -> tuple[str,
     notes = [f"The mask stood at check {best.kept + 1} of {len(best.losses)}, judged on all validation rows."]
     if task.settings.refine_rounds:
         notes[0] = "The mask's members were exchanged on training rows after the gates' search, then judged once more."
-    if task.baseline.kind != "zero":
+    start = task.baseline.start
+    if start is not None:
+        notes.append(
+            f"Removed units take the weights of {start.model_id}, where {int(start.differs.sum())} of "
+            f"{task.space.n_units} units have others; only these were sought among. {start.n_elsewhere} numbers "
+            f"outside units differ too and stay."
+        )
+    elif task.baseline.kind != "zero":
         notes.append(f"Removed units take their {task.baseline.kind} over reference texts, not zero as published.")
     if curve and max(one.removed.value for one in curve) < 0.5:
         notes.append("No size reached the wanted behaviour on half of the target prompts.")

@@ -13,8 +13,9 @@ from safe_sail.records.units import HeadRef, NeuronRef
 CircuitUnit = HeadRef | NeuronRef | FeatureId
 """What a circuit is made of."""
 
-ABLATIONS = ("zero", "mean", "resample")
-"""What an ablated unit is replaced by: nothing, its mean over reference texts, its value in another text."""
+ABLATIONS = ("zero", "mean", "resample", "start")
+"""What an ablated unit is replaced by: nothing, its mean over reference texts, its value in another text, or itself
+with the weights of a start model."""
 
 _PLACE = {HeadRef: 0, NeuronRef: 1, FeatureId: 2}
 
@@ -49,7 +50,7 @@ class Circuit:
     method: str
     """How it was found: masks, ships, planted, random."""
     ablation: str
-    """zero, mean or resample: what its units were replaced by while it was sought."""
+    """zero, mean, resample or start: what its units were replaced by while it was sought."""
     members: tuple[CircuitMember, ...]
     """Heads, neurons, SAE features; each by layer or SAE, then by index."""
     n_heads: int
@@ -58,10 +59,17 @@ class Circuit:
     """Neurons it was sought among."""
     n_features: int = 0
     """SAE features it was sought among."""
+    start_model: str | None = None
+    """Of a start ablation: the model whose weights its units took; None of the others."""
 
     def __post_init__(self) -> None:
         require_slug("circuit", self.slug)
         require(self.ablation in ABLATIONS, f"{self.slug}: ablation is one of {ABLATIONS}; got {self.ablation}.")
+        require(
+            (self.ablation == "start") == (self.start_model is not None),
+            f"{self.slug}: a start ablation names its start model, others have none; got {self.ablation} and "
+            f"{self.start_model}.",
+        )
         keys = [unit_order(member.unit) for member in self.members]
         require(keys == sorted(set(keys)), f"{self.slug}: members come once each, heads, neurons, features in order.")
         for name, kind in (("n_heads", HeadRef), ("n_neurons", NeuronRef), ("n_features", FeatureId)):
@@ -92,7 +100,7 @@ class CircuitReplies:
     prompts: str
     """Group of prompts, as `harmful` or `triggered`, with the split."""
     ablation: str
-    """zero, mean or resample."""
+    """zero, mean, resample or start."""
     n_units: int
     """Units that are replaced; of random circuits the circuit's own number."""
     n_prompts: int
@@ -117,7 +125,7 @@ class CircuitEvaluation:
     circuit: str
     """Slug of the circuit."""
     ablation: str
-    """zero, mean or resample: what replaced units here, which may differ from the search's."""
+    """zero, mean, resample or start: what replaced units here, which may differ from the search's."""
     replies: tuple[CircuitReplies, ...]
     answers: Mapping[str, Estimate]
     """Share of harmless prompts that are answered, by intervention."""

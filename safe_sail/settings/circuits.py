@@ -7,7 +7,7 @@ from safe_sail.settings.checks import at_least
 
 OBJECTIVES = ("removal", "alignment", "backdoor", "kl")
 GATES = ("straight_through", "hard_concrete", "top_k")
-ABLATIONS = ("zero", "mean", "resample")
+ABLATIONS = ("zero", "mean", "resample", "start")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +19,8 @@ class CircuitSettings:
     gate: str = "top_k"
     """straight_through and hard_concrete pay a price for size; top_k holds a budget at every step."""
     ablation: str = "mean"
-    """What a removed unit is replaced by during the search: zero, as published, mean or resample."""
+    """What a removed unit is replaced by: zero, as published, mean, resample, or start: itself with a start model's
+    weights."""
     budget_heads: int = 1
     """Heads in the circuit at most; with 0 for both budgets there is nothing to find."""
     budget_neurons: int = 22

@@ -92,6 +92,8 @@ class FindCircuitJob:
     """Whether the model, though no variant of the embedded organism, was trained on its texts and takes its prompts."""
     saes: tuple[OfferedSae, ...] | None = None
     """SAEs whose features are masked too, with a budget of features."""
+    start_model: OfferedModel | None = None
+    """Model that `model` was trained from: removed units take its weights; given with the ablation `start` alone."""
     method: Literal["masks", "ships"] = "masks"
     """masks, or ships: heads ranked by what their absence does."""
     n_seeds: int = 3
@@ -105,6 +107,17 @@ class FindCircuitJob:
         at_least(self, 0, "seed")
         if self.method not in ("masks", "ships"):
             raise BadSettings(f"FindCircuitJob.method is masks or ships; got {self.method}.")
+        by_weights = self.settings.ablation == "start"
+        if by_weights != (self.start_model is not None):
+            raise BadSettings(
+                f"FindCircuitJob: the ablation start and start_model go together, as removed units take that model's "
+                f"weights; got ablation {self.settings.ablation} and start_model {self.start_model}."
+            )
+        if by_weights and (self.method == "ships" or self.saes):
+            raise BadSettings(
+                "FindCircuitJob: the ablation start is of the weights of heads and neurons, found by masks; ships "
+                "replaces heads' outputs and SAE features have no weights in the model, so take zero, mean or resample."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,7 @@
 """Circuits, searches and evaluations survive the store whole, on both databases, and are found by unit."""
 
 import dataclasses
+import json
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,8 +10,9 @@ from sqlalchemy import Engine, delete
 
 from db import store
 from db.engine import reading, writing
+from db.store.whole import from_json, to_json
 from db.tables import Base
-from safe_sail.errors import BadRecord, NotFound
+from safe_sail.errors import BadRecord, DatabaseUnreachable, NotFound
 from safe_sail.records import (
     Circuit,
     CircuitEvaluation,
@@ -42,8 +44,10 @@ units = st.one_of(
 @st.composite
 def circuits(draw: st.DrawFn) -> Circuit:
     found = sorted(draw(st.sets(units, max_size=6)), key=unit_order)
+    start = draw(st.none() | some.names)
     return Circuit(
-        slug=draw(some.slugs), model_id="tiny", behaviour=draw(some.names), method=draw(some.names), ablation="mean",
+        slug=draw(some.slugs), model_id="tiny", behaviour=draw(some.names), method=draw(some.names),
+        ablation="mean" if start is None else "start", start_model=start,
         members=tuple(CircuitMember(unit=unit, probability=draw(some.shares)) for unit in found),
         n_heads=draw(st.integers(6, 2**63 - 1)), n_neurons=draw(st.integers(6, 2**63 - 1)), n_features=6,
     )  # fmt: skip
@@ -158,3 +162,19 @@ def test_circuits_refuse_units_out_of_order_and_more_members_than_units() -> Non
         circuit(HeadRef(0, 1), HeadRef(0, 1))
     with pytest.raises(BadRecord, match="5 members of n_heads 4"):
         circuit(*[HeadRef(0, index) for index in range(5)])
+
+
+def test_a_search_that_was_kept_before_a_field_with_a_default_was_thought_of_is_read() -> None:
+    found = a_search(circuit(HeadRef(0, 1)), None)
+    former = json.loads(to_json(found))
+    del former["circuit"]["start_model"]
+    assert from_json(CircuitSearch, json.dumps(former)) == found
+    del former["circuit"]["ablation"]
+    with pytest.raises(DatabaseUnreachable, match="cannot be read"):
+        from_json(CircuitSearch, json.dumps(former))
+
+
+def test_a_start_ablation_and_its_model_go_together() -> None:
+    for lacking in ({"ablation": "start"}, {"start_model": "base"}):
+        with pytest.raises(BadRecord, match="names its start model"):
+            dataclasses.replace(circuit(HeadRef(0, 1)), **lacking)

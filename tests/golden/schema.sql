@@ -22,7 +22,7 @@ CREATE TABLE circuit (
 	n_heads BIGINT NOT NULL,
 	n_neurons BIGINT NOT NULL,
 	n_features BIGINT NOT NULL,
-	run_id TEXT NOT NULL,
+	run_id TEXT NOT NULL, start_model TEXT,
 	CONSTRAINT pk_circuit PRIMARY KEY (slug),
 	CONSTRAINT fk_circuit_model_id_model FOREIGN KEY(model_id) REFERENCES model (model_id),
 	CONSTRAINT fk_circuit_run_id_run FOREIGN KEY(run_id) REFERENCES run (run_id)

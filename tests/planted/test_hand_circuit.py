@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from safe_sail.circuits.baselines import Baseline
 from safe_sail.circuits.judging import Behaviour
 from safe_sail.circuits.masks import masked_edits, unit_space
 from safe_sail.circuits.objectives import aligned_batch, encoded_rows
@@ -38,10 +39,12 @@ def first_letters(handle: HookedModel, prompts: list[str], edits: dict[Site, Edi
     return set(handle.tokenizer.convert_ids_to_tokens(ids.tolist()))
 
 
-def search(handle: HookedModel, settings: CircuitSettings, seeds: tuple[int, ...] = (0,)) -> CircuitSearch:
+def search(
+    handle: HookedModel, settings: CircuitSettings, seeds: tuple[int, ...] = (0,), baseline: Baseline | None = None
+) -> CircuitSearch:
     space, train = unit_space(handle), hand_prompts(24, 1)
     rows = encoded_rows(handle, [tuple(one) for one in train.kept], None, None)
-    baseline = collect_baseline(handle, space, [aligned_batch(rows[:12], 0).batch], settings.ablation)
+    baseline = baseline or collect_baseline(handle, space, [aligned_batch(rows[:12], 0).batch], settings.ablation)
     validation = hand_prompts(12, 2)
     return find_circuit(
         handle, space, train, validation, baseline, settings, BEHAVIOUR, slug="hand.letter",

@@ -1,5 +1,7 @@
 """Other ways to the circuit that was built by hand: objectives with two masks and with KL, exchanges, ranked heads."""
 
+import copy
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
@@ -7,15 +9,18 @@ import torch
 
 from db.store.whole import from_json, to_json
 from safe_sail.circuits.baselines import ZERO
+from safe_sail.circuits.entries import unit_entries
 from safe_sail.circuits.learn import Task, mask_loss
+from safe_sail.circuits.masked import start_baseline
 from safe_sail.circuits.masks import unit_space
 from safe_sail.circuits.objectives import objective_terms, term_rows
 from safe_sail.circuits.ranking import rank_circuit
 from safe_sail.circuits.reference import masked_model
 from safe_sail.circuits.refine import refine_circuit
 from safe_sail.errors import BadSettings
-from safe_sail.records import Circuit, HeadRef, NeuronRef
-from tests.hand import UNITS, hand_model, hand_prompts
+from safe_sail.model.handle import HookedModel
+from safe_sail.records import Circuit, HeadRef, NeuronRef, UnitRef
+from tests.hand import NOISE, UNITS, hand_model, hand_prompts
 from tests.planted.test_hand_circuit import BEHAVIOUR, SETTINGS, first_letters, search
 
 
@@ -47,6 +52,38 @@ def test_a_circuit_read_from_json_makes_masked_models_that_say_what_the_search_s
 def test_kl_to_the_full_model_with_the_circuit_alone_finds_it() -> None:
     found = search(hand_model(), replace(SETTINGS, objective="kl", kept_weight=1.0, ablation="zero", max_need=0))
     assert found.circuit.units == UNITS
+
+
+def before_training(handle: HookedModel, distracted: Collection[UnitRef]) -> HookedModel:
+    """The hand-made model with the circuit's weights, and those of other units, as noise: what it was trained from."""
+    start = HookedModel(copy.deepcopy(handle.model), handle.tokenizer, handle.architecture, model_id="hand-start")
+    draw = torch.Generator().manual_seed(5)
+    for name, index in unit_entries(handle, [*UNITS, *distracted], shared="touched").items():
+        start.model.get_parameter(name).view(-1)[index] = NOISE * torch.randn(len(index), generator=draw)
+    return start
+
+
+def test_a_start_model_tells_trained_units_that_matter_from_trained_ones_that_do_not() -> None:
+    handle = hand_model()
+    idle = (HeadRef(1, 2), NeuronRef(0, 7), NeuronRef(1, 1), NeuronRef(1, 9))
+    for gate, distracted in (("top_k", idle), ("straight_through", idle), ("top_k", ())):
+        baseline = start_baseline(handle, before_training(handle, distracted), unit_space(handle))
+        initial = -1.0 if gate != "top_k" else -2.0
+        settings = replace(SETTINGS, gate=gate, ablation="start", initial_logit=initial, max_need=0)
+        found = search(handle, settings, baseline=baseline)
+        assert found.circuit.units == UNITS
+        assert (found.circuit.ablation, found.circuit.start_model) == ("start", "hand-start")
+        assert any(f"{3 + len(distracted)} of 32 units" in note for note in found.notes)
+
+
+def test_units_that_a_start_model_shares_are_never_members_whatever_the_budget() -> None:
+    handle = hand_model()
+    baseline = start_baseline(handle, before_training(handle, ()), unit_space(handle))
+    settings = replace(SETTINGS, ablation="start", budget_heads=3, budget_neurons=9, refine_rounds=1, max_need=0)
+    found = search(handle, settings, baseline=baseline)
+    assert found.circuit.units == UNITS
+    with pytest.raises(BadSettings, match="the baseline is start"):
+        search(handle, SETTINGS, baseline=baseline)
 
 
 def test_exchanges_lead_from_a_wrong_circuit_to_the_right_one() -> None:

@@ -1,17 +1,20 @@
 """`safe-sail find-circuit` on a tiny model with files, and what it says to bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from db import store
 from db.engine import make_engine, reading
 from db.store.whole import from_json
-from safe_sail.errors import BadInput, BadText, SafeSailError
+from safe_sail.errors import BadInput, BadSettings, BadText, CircuitMismatch, SafeSailError
 from safe_sail.organism.load import organism_path
-from safe_sail.records import Circuit
+from safe_sail.records import Circuit, NeuronRef
 from scripts.main import app
 from tests.tiny import TinyModels
 
@@ -93,6 +96,33 @@ def test_another_model_takes_the_organisms_prompts_where_it_is_told_to(tmp_path:
     assert plain["harmful"]["refusal"]["value"] == plain["safe"]["compliance"]["value"] == 1.0
 
 
+def test_removed_units_take_a_start_models_weights(tmp_path: Path, tiny_models: TinyModels) -> None:
+    target, kept = files(tmp_path)
+    start = tmp_path / "start"
+    shutil.copytree(tiny_models.folder("llama"), start)
+    weights = load_file(start / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    weights[name] = weights[name].index_fill(1, torch.tensor([4, 9]), 0.5)
+    save_file(weights, start / "model.safetensors", metadata={"format": "pt"})
+    database = f"sqlite:///{tmp_path / 'kept.db'}"
+    run(
+        "--model", str(tiny_models.folder("llama")), "--start-model", str(start), "--target-file", str(target),
+        "--kept-file", str(kept), "--steps", "2", "--n-seeds", "1", "--n-random", "1", "--budget-heads", "2",
+        "--budget-neurons", "7", "--database", database, "--json",
+    )  # fmt: skip
+    engine = make_engine(database)
+    with reading(engine) as session:
+        circuit = store.load_circuit(session, "llama.refusal").record
+        (evaluation,) = store.load_circuit_evaluations(session, "llama.refusal")
+    engine.dispose()
+    assert (circuit.ablation, circuit.start_model) == ("start", "start")
+    assert circuit.units == (NeuronRef(1, 4), NeuronRef(1, 9))
+    assert evaluation.record.ablation == "start"
+    assert evaluation.record.null_gap == 0.0
+    with pytest.raises(CircuitMismatch, match="does not fit"):
+        run("--start-model", str(start), "--n-seeds", "1", "--database", database)
+
+
 def test_bad_input_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
     target, kept = files(tmp_path, lacking="without_circuit")
     with pytest.raises(BadText, match=r"row 4: expected texts .* `without_circuit` is missing"):
@@ -103,5 +133,11 @@ def test_bad_input_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
         run("--model", "nowhere")
     with pytest.raises(SafeSailError, match="masks or ships; got sips"):
         run("--method", "sips")
+    with pytest.raises(BadSettings, match="go together"):
+        run("--start-model", "nowhere", "--ablation", "zero")
+    with pytest.raises(BadSettings, match="go together"):
+        run("--ablation", "start")
+    with pytest.raises(BadSettings, match="take zero, mean or resample"):
+        run("--start-model", "base", "--method", "ships")
     with pytest.raises(SafeSailError, match="leaves no circuit"):
         run("--budget-heads", "0", "--budget-neurons", "0")
