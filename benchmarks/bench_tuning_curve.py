@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from safe_sail.circuits.entries import Entries, block_entries, unit_entries, without
+from safe_sail.circuits.entries import Entries, block_entries, unit_entries, unread_entries, without
 from safe_sail.circuits.tuning import tuned_copy
 from safe_sail.circuits.tuning_study import random_units
 from safe_sail.evaluation.refusal import judge_reply, wilson_rate
@@ -76,13 +76,17 @@ def judged(
 
 
 def arms(handle: HookedModel, units: Sequence[UnitRef], n_random: int, seed: int) -> dict[str, Entries]:
-    """What each arm trains: everything, all but the circuit, all but random circuits of its size."""
+    """What each arm trains: everything, all but the circuit, all but random circuits of its size; last what neither the
+    circuit nor a random one reads, whose values then stay as they were on every text."""
     whole = block_entries(handle)
     generator = torch.Generator().manual_seed(100 + seed)
     found = {"full": whole, "without circuit": without(whole, unit_entries(handle, units, shared="touched"))}
-    for draw in range(n_random):
-        some = random_units(handle, units, generator)
+    drawn = [random_units(handle, units, generator) for _ in range(n_random)]
+    for draw, some in enumerate(drawn):
         found[f"without random {draw}"] = without(whole, unit_entries(handle, some, shared="touched"))
+    found["inputs of circuit kept"] = unread_entries(handle, units)
+    for draw, some in enumerate(drawn):
+        found[f"inputs of random {draw} kept"] = unread_entries(handle, some)
     return found
 
 
@@ -135,6 +139,7 @@ def main() -> None:
     parser.add_argument("--n-random", type=int, default=1)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--causes", action="store_true", help="also swap the circuit's activations")
+    parser.add_argument("--arms", nargs="+", help="these alone, by the beginning of their names")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args()
@@ -154,13 +159,15 @@ def main() -> None:
         settings = TuningSettings(method=chosen.method, learning_rate=rate, batch_rows=chosen.batch_rows)
         for steps in chosen.steps:
             for name, allowed in arms(handle, units, chosen.n_random, chosen.seed).items():
+                if chosen.arms and not name.startswith(tuple(chosen.arms)):
+                    continue
                 order = torch.Generator().manual_seed(chosen.seed)
                 some = train[: chosen.batch_rows * steps]
                 tuned = tuned_copy(handle, some, allowed, replace(settings, n_steps=steps), generator=order)
                 found = {"arm": name, "rate": rate, "steps": steps} | judged(tuned, harmful, safe, held)
                 if chosen.causes:
                     found["opening of refusals"] = causes(handle, tuned, units, harmful)
-                print(json.dumps(found))
+                print(json.dumps(found | {"seed": chosen.seed}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tune a model with a circuit alone, or with everything but it, beside full tuning and random circuits; all kept.
 
 safe-sail tune-circuit
+safe-sail tune-circuit --task helpful --kept inputs
 safe-sail tune-circuit --mode only --model MODEL --units circuit.json --rows r.jsonl --harmful-file F --harmless-file F
 
 The tuned weights stay in memory and are dropped when their figures are taken.
@@ -49,6 +50,9 @@ def tune(
     mode: Annotated[
         str, typer.Option(help="excluded: all but the circuit is trained; only: it alone.")
     ] = DEFAULTS.mode,
+    kept: Annotated[
+        str, typer.Option(help="Of excluded: weights, or inputs: what the circuit reads stays too.")
+    ] = DEFAULTS.kept,
     method: Annotated[str, typer.Option(help="rows or low_rank.")] = DEFAULTS.method,
     model: ModelName = None,
     model_id: ModelId = None,
@@ -76,7 +80,7 @@ def tune(
 ) -> None:
     """Tune with a circuit or without it, and say what became of safety, over-refusal and the task."""
     settings = TuningSettings(
-        mode=mode, method=method, n_steps=n_steps, learning_rate=learning_rate, n_evaluate=n_evaluate,
+        mode=mode, kept=kept, method=method, n_steps=n_steps, learning_rate=learning_rate, n_evaluate=n_evaluate,
         n_random=n_random,
     )  # fmt: skip
     job = TuneCircuitJob(
@@ -118,13 +122,18 @@ def _tune_and_keep(job: TuneCircuitJob, context: JobContext) -> _Kept:
     save_subjects(context.database(), run, handle, [], source=context.source(name))
     with reported("tune-circuit") as report:
         study = study_tuning(
-            handle, circuit, texts, settings, slug=f"{circuit.slug}.{settings.mode}.{settings.method}",
+            handle, circuit, texts, settings, slug=_slug(circuit, settings),
             generator=torch.Generator().manual_seed(seed), progress=report,
         )  # fmt: skip
     with writing(context.engine) as session:
         store.save_tuning_study(session, study, run_id=run.run_id)
         end_run(session, run)
     return _Kept(run.run_id, study)
+
+
+def _slug(circuit: Circuit, settings: TuningSettings) -> str:
+    mode = settings.mode + (".inputs" if settings.kept == "inputs" else "")
+    return f"{circuit.slug}.{mode}.{settings.method}"
 
 
 def _circuit(handle: HookedModel, path: Path | None, settings: TuningSettings) -> Circuit:

@@ -86,6 +86,26 @@ def block_entries(handle: HookedModel) -> Entries:
     return {name: torch.arange(handle.model.get_parameter(name).numel()) for layer in names for name in layer}
 
 
+def unread_entries(handle: HookedModel, units: Collection[UnitRef]) -> Entries:
+    """Every number of the blocks that no value of these units depends on: trained alone, it leaves these values their
+    bits on every text.
+
+    These are the blocks after the last unit's, and in its own block the other neurons. Heads of that block are left
+    out: neurons read them, and in some families one norm spans the queries of all heads.
+    """
+    if not units:
+        return block_entries(handle)
+    last = max(unit.layer for unit in units)
+    names = [name for block in _block_names(handle)[last + 1 :] for name in block]
+    found = {name: torch.arange(handle.model.get_parameter(name).numel()) for name in names}
+    first_neuron = handle.dims.n_heads + handle.dims.n_kv_heads
+    for name, owner in unit_owners(handle, last).items():
+        index = (owner.flatten() >= first_neuron).nonzero()[:, 0]
+        if len(index):
+            found[name] = index
+    return without(found, unit_entries(handle, units, shared="touched"))
+
+
 def without(entries: Entries, taken: Entries) -> Entries:
     """The entries that are not taken."""
     left = {name: index[~torch.isin(index, taken[name])] if name in taken else index for name, index in entries.items()}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from safe_sail.circuits.entries import Entries, block_entries, unit_entries, without
+from safe_sail.circuits.entries import Entries, block_entries, unit_entries, unread_entries, without
 from safe_sail.circuits.tuning import n_trained, tuned_copy
 from safe_sail.errors import BadInput, EmptyConcept
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
@@ -75,6 +75,11 @@ def study_tuning(
         if not group:
             raise EmptyConcept(f"tuning needs texts of every group; `{name}` is empty.")
     units, notes = _units(handle, circuit)
+    if settings.kept == "inputs":
+        notes.append(
+            f"What the circuit reads was kept too, so its values stay the same on every text: of the blocks up to "
+            f"{max(unit.layer for unit in units)} the other neurons of that one alone were trained."
+        )
     seeds = torch.randint(0, 2**31, (1,), generator=generator).tolist()
     rows = token_rows(
         handle.tokenizer, render_chat(handle.tokenizer, [prompt for prompt, _ in texts.train]),
@@ -131,6 +136,8 @@ def _allowed(handle: HookedModel, units: Sequence[UnitRef], settings: TuningSett
     """What may be trained: key and value rows count as the circuit's with all their heads, and are kept with any."""
     if settings.mode == "only":
         return unit_entries(handle, units, shared="whole")
+    if settings.kept == "inputs":
+        return unread_entries(handle, units)
     return without(block_entries(handle), unit_entries(handle, units, shared="touched"))
 
 

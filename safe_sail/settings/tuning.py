@@ -12,6 +12,8 @@ class TuningSettings:
 
     mode: str = "excluded"
     """excluded: everything but the circuit is trained; only: the circuit alone is."""
+    kept: str = "weights"
+    """Of excluded, what stays of the circuit: its weights, or its inputs too, so that its values stay the same."""
     method: str = "rows"
     """rows: each allowed weight has a delta of its own; low_rank: matrices get mask * (B A)."""
     rank: int = 16
@@ -40,9 +42,12 @@ class TuningSettings:
     def __post_init__(self) -> None:
         at_least(self, 1, "rank", "n_steps", "batch_rows", "n_rows", "n_random", "max_new_tokens", "evaluate_rows")
         at_least(self, 2, "n_evaluate")
-        for name, known in (("mode", ("excluded", "only")), ("method", ("rows", "low_rank"))):
+        names = (("mode", ("excluded", "only")), ("kept", ("weights", "inputs")), ("method", ("rows", "low_rank")))
+        for name, known in names:
             if getattr(self, name) not in known:
                 raise BadSettings(f"TuningSettings.{name} is one of {', '.join(known)}; got {getattr(self, name)}.")
+        if self.kept == "inputs" and self.mode == "only":
+            raise BadSettings("TuningSettings.kept is of mode excluded: with only, the circuit alone is trained.")
         for name in ("alpha", "learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise BadSettings(f"TuningSettings.{name} is positive; got {getattr(self, name)}.")

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from safe_sail.circuits.entries import Entries, block_entries, n_entries, unit_entries, without
+from safe_sail.circuits.entries import Entries, block_entries, n_entries, unit_entries, unread_entries, without
 from safe_sail.circuits.tuning import LowRankDelta, RowDelta, reply_loss, tuned_copy
 from safe_sail.errors import BadInput, BadSettings, BadText
 from safe_sail.evaluation.utility import TokenRow
@@ -52,6 +52,23 @@ def test_rows_outside_the_circuit_are_bit_equal(family: str, tiny_models: TinyMo
         assert bool(torch.isin(index, allowed[name]).all()), name
     # what a unit reads and writes did learn
     assert n_entries(after) > 0.5 * n_entries(allowed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_circuit_whose_inputs_are_kept_does_the_same_on_every_text(family: str, tiny_models: TinyModels) -> None:
+    handle = tiny_models.handle(family)
+    early = [unit for unit in units_of(handle) if unit.layer == 0]
+    for units in (early, [*early, NeuronRef(1, 5)] if len(units_of(handle)) > 3 else early):
+        batch, sites = handle.batch(TEXTS[::-1]), sorted({unit.site for unit in units})
+        after = tuned(handle, unread_entries(handle, units))
+        whole = tuned(handle, without(block_entries(handle), unit_entries(handle, units, shared="touched")))
+        first, kept, moved = (one.capture(batch, sites) for one in (handle, after, whole))
+        for unit in units:
+            assert torch.equal(kept[unit.site][:, :, unit.index], first[unit.site][:, :, unit.index])
+        # with its weights alone kept, a circuit's values move with what it reads
+        last = units[-1]
+        assert not torch.equal(moved[last.site][:, :, last.index], first[last.site][:, :, last.index])
+        assert not torch.equal(after.logits(batch), handle.logits(batch))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,6 +1,7 @@
 """The command from options to database: the organism's planted circuit, and a circuit and texts from files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def test_every_arm_trains_what_it_may_and_is_judged_alike(model: HookedModel, mo
     assert (random.n_draws, ours.n_draws) == (2, 1)
     assert (ours.safety.n, ours.over_refusal.n, random.safety.n, ours.loss.n) == (3, 3, 2, 2)
     assert full.loss.value != before.loss.value != ours.loss.value
+
+
+def test_a_circuit_whose_inputs_are_kept_leaves_little_to_train(model: HookedModel) -> None:
+    settings = replace(FEW, kept="inputs", n_random=1)
+    study = study_tuning(model, circuit(), some_texts(), settings, slug="s", generator=torch.Generator().manual_seed(0))
+    ours = study.arm("circuit")
+    block = sum(weight.numel() for weight in model.blocks[4].parameters())
+    # all of the last block, and 39 of 40 neurons of the block before it: rows of W_in, W_gate, W_out
+    assert ours.n_trained == block + 39 * 3 * 32
+    assert ours.unchanged
+    assert any("other neurons of that one alone" in note for note in study.notes)
+    with pytest.raises(BadSettings, match="mode excluded"):
+        TuningSettings(mode="only", kept="inputs")
 
 
 def test_random_circuits_have_as_many_units_of_each_kind_in_each_layer(model: HookedModel) -> None:
