@@ -6,6 +6,7 @@ asked for: `pip install 'safe-sail[ray]'`.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from math import ceil
@@ -114,7 +115,15 @@ class RayExecutor:
                 ray.shutdown()
 
     def _connect(self, ray: Any) -> None:
-        here = {"num_cpus": self.workers * self.cpus, "include_dashboard": False} if self.address is None else {}
+        here: dict[str, Any] = {}
+        if self.address is None:
+            here = {
+                "num_cpus": self.workers * self.cpus,
+                "include_dashboard": False,
+                # workers of Ray yield to every other process by a niceness of 15: on a busy machine the command, which
+                # waits for them, would stand nearly still beside what runs at its own priority
+                "_system_config": {"worker_niceness": os.nice(0)},
+            }
         if here and self.gpus:
             here["num_gpus"] = ceil(self.workers * self.gpus)
         try:
