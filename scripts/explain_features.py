@@ -4,10 +4,10 @@ safe-sail explain-features --sae SAE
 safe-sail explain-features --sae SAE --explainer llm --base-url URL --model MODEL --budget-tokens 200000 --dry-run
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -20,14 +20,15 @@ from safe_sail.features import explain, lexical
 from safe_sail.features.baseline import lexical_explanation, write_lexically
 from safe_sail.features.explain import NO_PROMPT, ExplainTask, LlmExplained, NotExplained
 from safe_sail.features.prompts import EXPLANATION_VERSION, FeatureSamples
-from safe_sail.llm.exchange import ChatRequest
+from safe_sail.llm.batch import BatchAnswers
+from safe_sail.llm.exchange import ChatRequest, FailureReason
 from safe_sail.llm.pricing import PriceTable, forecast, load_prices
 from safe_sail.provenance import start_run
 from safe_sail.records import Explanation, FeatureId, LedgerEntry, RunInfo, Stage
 from safe_sail.settings import ExplainSettings, LexicalSettings, LlmSettings
 from safe_sail.settings.jobs import ExplainFeaturesJob
 from scripts import llm_runs
-from scripts.batch_runs import client_of, require_one_way, write_requests
+from scripts.batch_runs import Batch, batch_of, client_of, write_requests
 from scripts.job_runs import JobContext
 from scripts.options import (
     DEFAULT_DATABASE,
@@ -65,8 +66,8 @@ class _Job(NamedTuple):
     settings: ExplainSettings = ExplainSettings()
     again: bool = False
     """Whether features are asked for again that failed for good."""
-    batch_in: tuple[Path, ...] = ()
-    """Result files of a batch that answer instead of the endpoint."""
+    batch: Batch = Batch()
+    """Files that answer instead of the endpoint, and those that ask on."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -114,22 +115,24 @@ def explain_features(
             base_url, model, budget_tokens=budget_tokens, budget_money=budget_money, cache=cache, in_flight=in_flight,
             timeout=timeout,
         )  # fmt: skip
-    require_one_way(llm, batch_out, batch_in)
+    batch = batch_of(llm, batch_out, batch_in)
     table = load_prices(prices)
-    engine = llm_runs.open_kept(database, read_only=dry_run or batch_out is not None)
+    engine = llm_runs.open_kept(database, read_only=dry_run or batch.is_first)
     tally = llm_runs.Tally()
     slug = llm_runs.choose_sae(engine, sae)
-    job = _Job(slug, limit, llm, again=retry_failed, batch_in=tuple(batch_in or ()))
+    job = _Job(slug, limit, llm, again=retry_failed, batch=batch)
     if dry_run:
         print(_forecast(engine, _left(engine, job, tally), job, table))
         return
-    if batch_out is not None and llm is not None:
+    if batch_out is not None and batch.is_first and llm is not None:
         requests = explain.explanation_requests(_tasks(engine, _left(engine, job, tally), []), job.settings)
         print(write_requests((one for one in requests if isinstance(one, ChatRequest)), batch_out, llm, table))
         return
     run = _explain_left(engine, job, table, tally)
     engine.dispose()
     llm_runs.print_tally(tally, "explained", llm, sae=job.sae, run=run, as_json=as_json)
+    if batch_out is not None and llm is not None:
+        print(write_requests(tally.to_ask, batch_out, llm, table), file=sys.stderr if as_json else sys.stdout)
     if tally.interrupted:
         raise typer.Exit(llm_runs.INTERRUPTED)
 
@@ -237,7 +240,7 @@ def _explain(
     silent: list[FeatureId] = []
 
     async def work() -> None:
-        async with client_of(llm, table, job.batch_in) as client:
+        async with client_of(llm, table, job.batch) as client:
             keep_run(engine, run)  # only now: an endpoint that is down leaves no trace
             found = explain.explain_features(_tasks(engine, todo, silent), client, job.settings)
             bar = tqdm[Any](desc="explaining", total=len(todo), unit="feature", disable=None)
@@ -249,6 +252,8 @@ def _explain(
             finally:
                 bar.close()
                 tally.spent = client.total
+                if isinstance(client, BatchAnswers):
+                    tally.to_ask = client.to_ask
         for feature in silent:
             never = NotExplained(feature, NO_PROMPT, "it never fired.", None, llm_runs.FREE)
             _take(engine, run, never, job, tally)
@@ -264,6 +269,9 @@ def _take(engine: Engine, run: RunInfo, outcome: LlmExplained | NotExplained, jo
             explanation.feature, outcome.spending, explainer=name, prompt_version=version, model=name
         )
         _keep(engine, run, explanation, entry, tally)
+        return
+    if outcome.reason == FailureReason.WAITING:
+        tally.n_waiting += 1
         return
     entry = llm_runs.ledger_entry(
         outcome.feature, outcome.spending, explainer=name, prompt_version=version, model=name, reason=outcome.reason,

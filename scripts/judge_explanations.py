@@ -4,10 +4,10 @@ safe-sail judge-explanations --sae SAE --explainer lexical
 safe-sail judge-explanations --sae SAE --explainer MODEL --base-url URL --model JUDGE --budget-tokens 200000 --dry-run
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -25,14 +25,15 @@ from safe_sail.features.judge import (
     judging_requests,
 )
 from safe_sail.features.judge import judge_explanations as judge_by_llm
-from safe_sail.llm.exchange import ChatRequest
+from safe_sail.llm.batch import BatchAnswers
+from safe_sail.llm.exchange import ChatRequest, FailureReason
 from safe_sail.llm.pricing import PriceTable, forecast, load_prices
 from safe_sail.provenance import start_run
 from safe_sail.records import Estimate, Explanation, FeatureId, JudgeMethod, RunInfo, Stage
 from safe_sail.settings import JudgeSettings, LexicalSettings, LlmSettings
 from safe_sail.settings.jobs import JudgeExplanationsJob
 from scripts import llm_runs
-from scripts.batch_runs import client_of, require_one_way, write_requests
+from scripts.batch_runs import Batch, batch_of, client_of, write_requests
 from scripts.job_runs import JobContext
 from scripts.lexical_runs import simulated
 from scripts.options import (
@@ -74,8 +75,8 @@ class _Job(NamedTuple):
     settings: JudgeSettings
     again: bool = False
     """Whether explanations are judged again whose judging failed for good."""
-    batch_in: tuple[Path, ...] = ()
-    """Result files of a batch that answer instead of the endpoint."""
+    batch: Batch = Batch()
+    """Files that answer instead of the endpoint, and those that ask on."""
 
     @property
     def method(self) -> JudgeMethod:
@@ -138,23 +139,24 @@ def judge_explanations(
             base_url, model, budget_tokens=budget_tokens, budget_money=budget_money, cache=cache, in_flight=in_flight,
             timeout=timeout,
         )  # fmt: skip
-    require_one_way(llm, batch_out, batch_in)
+    batch = batch_of(llm, batch_out, batch_in)
     table = load_prices(prices)
-    engine = llm_runs.open_kept(database, read_only=dry_run or batch_out is not None)
+    engine = llm_runs.open_kept(database, read_only=dry_run or batch.is_first)
     tally = llm_runs.Tally()
     settings = JudgeSettings(method=method, n_contexts=n_contexts, max_calls=max_calls)
     slug = llm_runs.choose_sae(engine, sae)
-    answers = tuple(batch_in or ())
-    job = _Job(slug, explainer, limit, seed, llm, settings, again=retry_failed, batch_in=answers)
+    job = _Job(slug, explainer, limit, seed, llm, settings, again=retry_failed, batch=batch)
     if dry_run:
         print(_forecast(engine, _groups(engine, job, tally), job, table))
         return
-    if batch_out is not None and llm is not None:
+    if batch_out is not None and batch.is_first and llm is not None:
         print(write_requests(_requests(engine, _groups(engine, job, tally), job), batch_out, llm, table))
         return
     run = _judge_left(engine, job, table, tally)
     engine.dispose()
     llm_runs.print_tally(tally, "judged", llm, sae=job.sae, run=run, as_json=as_json)
+    if batch_out is not None and llm is not None:
+        print(write_requests(tally.to_ask, batch_out, llm, table), file=sys.stderr if as_json else sys.stdout)
     if tally.interrupted:
         raise typer.Exit(llm_runs.INTERRUPTED)
 
@@ -273,6 +275,9 @@ def _take(
     tally: llm_runs.Tally,
 ) -> None:  # fmt: skip
     failed = outcome if isinstance(outcome, NotJudged) else None
+    if failed is not None and failed.reason == FailureReason.WAITING:
+        tally.n_waiting += 1
+        return
     entry = llm_runs.ledger_entry(
         explanation.feature, outcome.spending, explainer=explanation.explainer,
         prompt_version=explanation.prompt_version, model=job.model, method=job.method,
@@ -295,7 +300,7 @@ def _judge(
     tally: llm_runs.Tally,
 ) -> None:
     async def work() -> None:
-        async with client_of(llm, table, job.batch_in) as client:
+        async with client_of(llm, table, job.batch) as client:
             keep_run(engine, run)  # only now: an endpoint that is down leaves no trace
             bar = tqdm[Any](desc="judging", total=sum(len(g.todo) for g in groups), unit="feature", disable=None)
             try:
@@ -313,6 +318,8 @@ def _judge(
             finally:
                 bar.close()
                 tally.spent = client.total
+                if isinstance(client, BatchAnswers):
+                    tally.to_ask = client.to_ask
 
     llm_runs.run_until_interrupted(work, tally)
 

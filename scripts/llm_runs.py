@@ -21,7 +21,7 @@ from safe_sail.features import lexical
 from safe_sail.features.explain import NO_PROMPT
 from safe_sail.features.held_out import Halves, divided
 from safe_sail.features.judge import CONSTANT, NO_CONTEXT
-from safe_sail.llm.exchange import FailureReason, Spending
+from safe_sail.llm.exchange import ChatRequest, FailureReason, Spending
 from safe_sail.records import LEDGER_TEXT_LIMIT, FeatureId, JudgeMethod, LedgerEntry, RunInfo, Stage
 from safe_sail.settings import DemoSettings, LexicalSettings, LlmSettings
 
@@ -51,6 +51,10 @@ class Tally:
     n_failed_before: int = 0
     """Features that failed in earlier runs for lasting reasons and are left alone."""
     failed: Counter[str] = field(default_factory=Counter)
+    n_waiting: int = 0
+    """Features that a further batch will decide; nothing is kept of them."""
+    to_ask: list[ChatRequest] = field(default_factory=list)
+    """The requests of that batch."""
     spent: Spending = FREE
     interrupted: bool = False
 
@@ -230,7 +234,7 @@ def report_of(tally: Tally, verb: str, *, sae: str, run: RunInfo) -> dict[str, A
     return {
         "sae": sae, "run": run.run_id, verb: tally.n_done, "there_before": tally.n_there,
         "failed_before": tally.n_failed_before, "failed": dict(sorted(tally.failed.items())),
-        "attempts": spent.attempts, "prompt_tokens": spent.prompt_tokens,
+        "waiting": tally.n_waiting, "attempts": spent.attempts, "prompt_tokens": spent.prompt_tokens,
         "completion_tokens": spent.completion_tokens, "assumed_tokens": spent.assumed_tokens,
         "cost": None if spent.cost is None else float(spent.cost), "interrupted": tally.interrupted,
     }  # fmt: skip
@@ -245,6 +249,8 @@ def print_tally(tally: Tally, verb: str, llm: LlmSettings | None, *, sae: str, r
     print(f"{tally.n_done} {verb}, {tally.n_there} were {verb} before; of {sae}")
     reasons = ", ".join(f"{reason} {n}" for reason, n in tally.failed.most_common())
     print(f"{tally.failed.total()} failed{': ' + reasons if reasons else ''}")
+    if tally.n_waiting:
+        print(f"{tally.n_waiting} wait for the next batch")
     if tally.n_failed_before:
         print(f"{tally.n_failed_before} had failed before and were left alone; --retry-failed asks for them again")
     if llm is not None:

@@ -52,10 +52,12 @@ RewardModel = Annotated[
     str | None, typer.Option(help="Classifier with one output, such as a reward or cost model, that scores replies.")
 ]
 BatchOut = Annotated[
-    Path | None, typer.Option(help="Folder for the requests as OpenAI Batch files; asks nobody and keeps nothing.")
+    Path | None,
+    typer.Option(help="Folder for requests as OpenAI Batch files; with --batch-in, for those of the next batch."),
 ]
 BatchIn = Annotated[
-    list[Path] | None, typer.Option(help="Result file of such a batch; may be given again. Nobody else is asked.")
+    list[Path] | None,
+    typer.Option(help="Result file of such a batch; again for each file of all batches. Nobody else is asked."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the run would cost; ask and write nothing.")]
 

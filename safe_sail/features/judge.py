@@ -8,6 +8,8 @@
    interval is narrow enough, its contexts are used up, or the allowed calls are made.
 4. A failed call fails its feature: it never counts as silence. Constant truth or prediction has no correlation and is
    a failure of its own kind.
+5. Where calls wait for a further batch, their features wait too, and all of them where a control waits: the next run
+   must find the same features left, since they decide who serves as a control.
 """
 
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
@@ -16,17 +18,17 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from typing import NamedTuple
-from zlib import crc32
 
 import torch
 from pydantic import BaseModel
 
 from safe_sail.errors import BadRecord
+from safe_sail.evaluation.draws import named_generator
 from safe_sail.features.judge_items import Item
 from safe_sail.features.judge_methods import WAYS
 from safe_sail.features.prompts import Window
 from safe_sail.llm.client import ChatClient
-from safe_sail.llm.exchange import Answered, ChatRequest, Failed, Message, Spending
+from safe_sail.llm.exchange import Answered, ChatRequest, Failed, FailureReason, Message, Spending
 from safe_sail.llm.tokens import estimate_tokens
 from safe_sail.records import Context, Estimate, Explanation, ExplanationScore, FeatureId
 from safe_sail.settings import JudgeSettings
@@ -109,31 +111,35 @@ async def judge_explanations(
     names = [str(task.explanation.feature) for task in everything]
     if len(set(names)) != len(names):
         raise BadRecord("a feature comes twice; each is judged once.")
-    control = control or await _control(everything, client, settings, seed)
+    is_late = False
+    if control is None:
+        control, is_late = await _control(everything, client, settings, seed)
     waiting = []
     for task in everything:
         progress = _Progress(str(task.explanation.feature), task, task.explanation.text, [])
         progress.calls = _calls(progress, settings, seed)
-        if control is None:
+        if control is None and not is_late:
             message = "no explanation of another feature could be judged beside it: a score needs its control."
             yield NotJudged(progress.feature, NO_CONTROL, message, None, Spending(cost=Decimal(0)))
-        elif not progress.calls:
+        elif not progress.calls and not is_late:
             n_active = sum(context.peak_activation > 0 for context in task.contexts)
             message = (
                 f"{n_active} active and {len(task.contexts) - n_active} silent contexts make no call by "
                 f"{settings.method} of at most {settings.max_prompt_tokens} tokens."
             )
             yield NotJudged(progress.feature, NO_CONTEXT, message, None, Spending(cost=Decimal(0)))
-        else:
+        elif progress.calls:
             waiting.append(progress)
-    if control is None:
+        else:
+            yield _ended(progress, None, settings)
+    if control is None and not is_late:
         return
     for number in range(settings.max_calls):
         async with aclosing(_one_round(waiting, number, client, settings, seed)) as asked:
             waiting = []
             async for progress in asked:
                 if _is_decided(progress, number, settings):
-                    yield _ended(progress, control, settings)
+                    yield _ended(progress, None if is_late else control, settings)
                 else:
                     waiting.append(progress)
         if not waiting:
@@ -153,23 +159,24 @@ def judging_requests(
 
 async def _control(
     tasks: Sequence[JudgeTask], client: ChatClient, settings: JudgeSettings, seed: int
-) -> Estimate | None:
-    """What explanations of other features reach, n counting explanations; None where none could be asked.
+) -> tuple[Estimate | None, bool]:
+    """What explanations of other features reach, n counting explanations, and whether some wait for a further batch.
 
     An explanation that predicts the same everywhere counts 0: as a prediction it is worth nothing. A failed call counts
-    not at all. The interval holds 95 % of the controls.
+    not at all. The interval holds 95 % of the controls. There is none where none could be asked.
     """
-    values = []
+    values, is_late = [], False
     async with aclosing(_one_round(_controls(tasks, settings, seed), 0, client, settings, seed)) as asked:
         async for progress in asked:
+            is_late |= progress.failed is not None and progress.failed.reason is FailureReason.WAITING
             if progress.failed is None:
                 values.append(0.0 if progress.score is None else progress.score.value)
     if not values:
-        return None
+        return None, is_late
     reached = torch.tensor(values, dtype=torch.float64)
     low, high = reached.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     mean = float(reached.mean())
-    return Estimate(value=mean, low=min(low, mean), high=max(high, mean), n=len(values))
+    return Estimate(value=mean, low=min(low, mean), high=max(high, mean), n=len(values)), is_late
 
 
 def _controls(tasks: Sequence[JudgeTask], settings: JudgeSettings, seed: int) -> list[_Progress]:
@@ -252,8 +259,12 @@ def _is_decided(progress: _Progress, number: int, settings: JudgeSettings) -> bo
     return last or narrow or progress.failed is not None
 
 
-def _ended(progress: _Progress, control: Estimate, settings: JudgeSettings) -> Judged | NotJudged:
+def _ended(progress: _Progress, control: Estimate | None, settings: JudgeSettings) -> Judged | NotJudged:
+    """The end of a feature; where its control waits for a further batch, it waits too, however its own calls ended."""
     failed, explanation = progress.failed, progress.task.explanation
+    if control is None:
+        message = "the control beside it waits for the next batch."
+        return NotJudged(progress.feature, FailureReason.WAITING, message, None, progress.spending)
     if failed is not None:
         return NotJudged(progress.feature, failed.reason, failed.message, failed.raw, progress.spending)
     if progress.score is None:
@@ -269,9 +280,3 @@ def _ended(progress: _Progress, control: Estimate, settings: JudgeSettings) -> J
         n_excluded=0,
     )
     return Judged(score, progress.n_asked, progress.spending)
-
-
-def named_generator(seed: int, name: str) -> torch.Generator:
-    """A generator for one feature of a run: what it draws depends on no other feature."""
-    # torch's CPU generator keeps 32 bits of a seed only, so both go into one hash
-    return torch.Generator().manual_seed(crc32(f"{seed}/{name}".encode()))

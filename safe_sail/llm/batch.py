@@ -2,14 +2,20 @@
 
 1. `write_batch` claims the worst case of all requests from the budget, then writes files whole or not at all.
 2. The user hands the files to the vendor and fetches the results.
-3. `read_batch` matches lines by custom id; `BatchAnswers` does the same behind the interface of a client. A misfit
-   answer is a failure here; ask it again with the client.
+3. `read_batch` matches lines by custom id; `BatchAnswers` does the same behind the interface of a client.
+4. What the files do not answer is kept for the next batch: later calls of a judge, re-asks of answers that did not fit,
+   what the vendor failed to do. So a run of several rounds is a chain of files, each read beside all those before it.
+
+A line's id ends in a hash of its messages: an answer is taken for the question that it was asked, and for no other that
+has come to bear its name.
 """
 
 import json
 import os
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -21,7 +27,7 @@ from safe_sail.llm.budget import Budget
 from safe_sail.llm.endpoint import Reply, read_completion
 from safe_sail.llm.exchange import Answered, ChatRequest, Failed, FailureReason, Outcome, Spending, Usage
 from safe_sail.llm.pricing import Price
-from safe_sail.llm.structured import read_answer, request_body
+from safe_sail.llm.structured import asked_again, read_answer, request_body
 from safe_sail.llm.tokens import bound_tokens
 from safe_sail.settings import LlmSettings
 
@@ -30,6 +36,8 @@ MAX_REQUESTS = 50_000
 MAX_BYTES = 190_000_000
 """Bytes of one file; the vendor's limit is 200 MB."""
 _PATH = "/v1/chat/completions"
+_PASSING = frozenset({FailureReason.MISSING, FailureReason.RATE_LIMITED, FailureReason.SERVER_ERROR})
+"""Failures that a further batch may mend: nothing came, or the vendor could not."""
 
 
 class _Line(BaseModel):
@@ -41,6 +49,12 @@ class _Line(BaseModel):
 class _Written(NamedTuple):
     lines: list[bytes]
     bound: Usage
+
+
+def line_id(request: ChatRequest) -> str:
+    """The id of a request's line: its own, and what is asked."""
+    asked = json.dumps([*request.messages, request.sample], ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return f"{request.request_id}~{blake2b(asked, digest_size=6).hexdigest()}"
 
 
 def write_batch(
@@ -56,11 +70,10 @@ def write_batch(
     Raises:
         BudgetExhausted: all requests together could cost more than the settings' budget; nothing is written.
         PriceUnknown: the budget is in money and the price is None.
-        BadRecord: a request id comes twice.
+        BadRecord: a request comes twice.
         BatchUnreadable: the folder already holds request files; a second batch would be paid for twice.
     """
-    if any(folder.glob("requests_*.jsonl")):
-        raise BatchUnreadable(f"{folder} already holds request files: read their results, or choose another folder.")
+    require_no_requests(folder)
     written = _as_lines(requests, settings)
     Budget.of(settings, price).try_claim(written.bound)  # nothing else is claimed: it fits or raises
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +87,16 @@ def write_batch(
     return paths
 
 
+def require_no_requests(folder: Path) -> None:
+    """Nothing, where the folder may take request files.
+
+    Raises:
+        BatchUnreadable: it holds some already.
+    """
+    if any(folder.glob("requests_*.jsonl")):
+        raise BatchUnreadable(f"{folder} already holds request files: read their results, or choose another folder.")
+
+
 def read_batch(requests: Iterable[ChatRequest], results: Sequence[Path], *, price: Price | None) -> list[Outcome]:
     """How each request ended, in the order of the requests; `results` are output and error files of all parts.
 
@@ -81,34 +104,35 @@ def read_batch(requests: Iterable[ChatRequest], results: Sequence[Path], *, pric
         BatchUnreadable: a file is missing, a line is damaged, repeated, or belongs to no request.
     """
     asked = list(requests)
-    known = {request.request_id for request in asked}
+    known = {line_id(request) for request in asked}
     lines = _lines_by_id(results)
     for custom_id, (where, _) in lines.items():
         if custom_id not in known:
             raise BatchUnreadable(f"{where}: `{custom_id}` is none of the {len(known)} requests.")
-    return [
-        _outcome(request, lines[request.request_id][1] if request.request_id in lines else None, price)
-        for request in asked
-    ]
+    return [_outcome(request, lines, price) for request in asked]
 
 
 class BatchAnswers:
     """A `ChatClient` that answers from result files, and asks nobody: an explainer or judge cannot tell.
 
-    A request that the files do not hold ends as `missing`. Lines that nobody asked about are left alone, so that files
-    may be read again once some of their answers are kept.
+    Lines that nobody asked about are left alone, so that files may be read again once some of their answers are kept.
     """
 
-    def __init__(self, results: Sequence[Path], *, model: str, price: Price | None) -> None:
+    def __init__(self, results: Sequence[Path], *, model: str, price: Price | None, asks_on: bool = False) -> None:
         """The answers of these files; `price` is the batch's own.
+
+        Where a further batch will follow (`asks_on`), what the files leave open ends as `waiting`. Where none will, a
+        request without a line ends as `missing`, and an answer that does not fit is a failure.
 
         Raises:
             BatchUnreadable: a file is missing, or a line is damaged or repeated.
         """
         self.model = model
         self.total = Spending(cost=Decimal(0))
+        self.to_ask: list[ChatRequest] = []
+        """The requests of the next batch."""
         self._lines = _lines_by_id(results)
-        self._price = price
+        self._price, self._asks_on = price, asks_on
 
     async def __aenter__(self) -> Self:
         return self
@@ -117,10 +141,17 @@ class BatchAnswers:
         """Nothing is open."""
 
     async def ask(self, request: ChatRequest) -> Outcome:
-        """How one request ended."""
-        line = self._lines.get(request.request_id)
-        outcome = _outcome(request, None if line is None else line[1], self._price)
+        """How one request ended; an answer that did not fit is followed by its re-ask, if that has been asked."""
+        outcome, asked = _outcome(request, self._lines, self._price), request
+        if isinstance(outcome, Failed) and outcome.reason is FailureReason.INVALID_REPLY:
+            again = replace(request, messages=(*request.messages, *asked_again(outcome.raw or "", outcome.message)))
+            if self._asks_on or line_id(again) in self._lines:
+                second, asked = _outcome(again, self._lines, self._price), again
+                outcome = replace(second, spending=outcome.spending.plus(second.spending))
         self.total = self.total.plus(outcome.spending)
+        if self._asks_on and isinstance(outcome, Failed) and outcome.reason in _PASSING:
+            self.to_ask.append(asked)
+            return replace(outcome, reason=FailureReason.WAITING, message="it waits for the next batch.")
         return outcome
 
     async def ask_all(self, requests: Iterable[ChatRequest]) -> AsyncGenerator[Outcome, None]:
@@ -130,15 +161,21 @@ class BatchAnswers:
 
 
 def _lines_by_id(results: Sequence[Path]) -> dict[str, tuple[str, _Line]]:
-    """Each line and where it stands, by the id of its request."""
+    """Each line and where it stands, by its id; of a line that failed and one that did not, the one that did not."""
     lines: dict[str, tuple[str, _Line]] = {}
     for path in results:
         for number, line in _lines(path):
             where = f"{path.name}, line {number}"
-            if line.custom_id in lines:
+            earlier = lines.get(line.custom_id)
+            if earlier is None or not _is_done(earlier[1]):
+                lines[line.custom_id] = (where, line)
+            elif _is_done(line):
                 raise BatchUnreadable(f"{where}: `{line.custom_id}` has a result already; give each file once.")
-            lines[line.custom_id] = (where, line)
     return lines
+
+
+def _is_done(line: _Line) -> bool:
+    return line.error is None and (line.response or {}).get("status_code") == 200
 
 
 def _as_lines(requests: Iterable[ChatRequest], settings: LlmSettings) -> _Written:
@@ -146,11 +183,12 @@ def _as_lines(requests: Iterable[ChatRequest], settings: LlmSettings) -> _Writte
     seen: set[str] = set()
     prompt = completion = 0
     for request in requests:
-        if request.request_id in seen:
+        custom_id = line_id(request)
+        if custom_id in seen:
             raise BadRecord(f"request id `{request.request_id}` comes twice; results are told by their id.")
-        seen.add(request.request_id)
+        seen.add(custom_id)
         body = request_body(request, request.messages, settings, with_schema=True)
-        line = {"custom_id": request.request_id, "method": "POST", "url": _PATH, "body": body}
+        line = {"custom_id": custom_id, "method": "POST", "url": _PATH, "body": body}
         lines.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         prompt += bound_tokens(request.messages, str(body.get("response_format", "")))
         completion += request.max_tokens
@@ -189,8 +227,9 @@ def _parsed(text: bytes, where: str) -> _Line:
         ) from error
 
 
-def _outcome(request: ChatRequest, line: _Line | None, price: Price | None) -> Outcome:
+def _outcome(request: ChatRequest, lines: Mapping[str, tuple[str, _Line]], price: Price | None) -> Outcome:
     account = Account()
+    _, line = lines.get(line_id(request), ("", None))
     if line is None:
         return _failed(request, account, FailureReason.MISSING, "no result has this request's id.", None)
     response = line.response or {}

@@ -27,7 +27,7 @@ from safe_sail.llm.exchange import Answered, ChatRequest, Failed, FailureReason,
 from safe_sail.llm.limits import AdaptiveGate, Pace
 from safe_sail.llm.pricing import PriceTable, load_prices
 from safe_sail.llm.probe import PROBE_TOKENS, Capabilities, probe
-from safe_sail.llm.structured import read_answer, request_body
+from safe_sail.llm.structured import asked_again, read_answer, request_body
 from safe_sail.llm.tokens import bound_tokens, estimate_prompt
 from safe_sail.settings import LlmSettings
 
@@ -36,8 +36,6 @@ _ROUNDS = 2
 _READY_LEAST = 4
 """Requests, or a quarter of those in flight, that stand ready at the gate: a free place is taken without waiting for
 whoever consumes the outcomes; see benchmarks/bench_client.py."""
-_SHOWN_AGAIN = 4000
-"""Characters of a misfit answer that the re-ask carries; more costs tokens and teaches nothing."""
 
 
 class ChatClient(Protocol):
@@ -199,7 +197,7 @@ class OpenAiClient:
                 failure = (reason, str(error), result.text)
                 if result.truncated:
                     break
-                messages = (*request.messages, *_ask_again(result.text, str(error)))
+                messages = (*request.messages, *asked_again(result.text, str(error)))
                 question = self._question(request, messages)
                 continue
             self._keep(request, key, result)
@@ -324,8 +322,3 @@ class OpenAiClient:
         prompt, completion = result.usage or (None, None)
         answer = CachedAnswer(result.text, prompt, completion)
         self._cache.put(key, answer, model=self.model, prompt_version=request.prompt_version)
-
-
-def _ask_again(text: str, problem: str) -> list[Message]:
-    shown = [Message("assistant", text[:_SHOWN_AGAIN])] if text else []
-    return [*shown, Message("user", f"That did not fit: {problem} Answer again with one JSON object and nothing else.")]

@@ -76,6 +76,8 @@ class FailureReason(StrEnum):
     """The answer did not fit its form, also after one re-ask."""
     MISSING = "missing"
     """A batch came back without a line for this request."""
+    WAITING = "waiting"
+    """It goes into the next batch file: nobody was asked yet, or the answer did not fit and is asked for again."""
 
 
 class Usage(NamedTuple):

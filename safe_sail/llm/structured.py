@@ -17,6 +17,8 @@ from safe_sail.settings import LlmSettings
 
 _UNSENT = frozenset({"title", "default", "minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum"})
 """Left out of the schema on the wire: strict modes refuse some of them. pydantic checks them all afterwards."""
+_SHOWN_AGAIN = 4000
+"""Characters of a misfit answer that the re-ask carries; more costs tokens and teaches nothing."""
 _END_OF_THINKING = "</think>"
 _BRACES_TRIED = 100
 """Opening braces at which an object is looked for: thousands of them, nested, would take seconds to try."""
@@ -60,6 +62,12 @@ def read_answer(text: str, request: ChatRequest, *, truncated: bool) -> BaseMode
     if request.check is not None:
         request.check(reply)
     return reply
+
+
+def asked_again(text: str, problem: str) -> list[Message]:
+    """The turns after an answer that did not fit, which ask for it once more."""
+    shown = [Message("assistant", text[:_SHOWN_AGAIN])] if text else []
+    return [*shown, Message("user", f"That did not fit: {problem} Answer again with one JSON object and nothing else.")]
 
 
 def first_json_object(text: str) -> str | None:

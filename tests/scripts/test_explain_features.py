@@ -6,6 +6,7 @@ judge marks the segments that hold the word that the explanation names.
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -437,7 +439,7 @@ def test_batches_that_make_no_sense_are_refused(database: str, tmp_path: Path):
         results = answered(tmp_path / "e", explainer)
         for more, error, says in (
             (["--batch-out", str(tmp_path / "e")], BatchUnreadable, "already holds request files"),
-            (["--batch-out", str(tmp_path / "x"), "--batch-in", str(results)], BadInput, "give one of them"),
+            (["--batch-out", str(tmp_path / "e"), "--batch-in", str(results)], BatchUnreadable, "already holds"),
             (["--batch-in", str(tmp_path / "nowhere")], BatchUnreadable, "expected a readable file"),
             (["--batch-in", str(results), "--batch-in", str(results)], BatchUnreadable, "has a result already"),
             (["--batch-out", str(tmp_path / "x"), "--budget-tokens", "100"], BudgetExhausted, ""),
@@ -449,6 +451,105 @@ def test_batches_that_make_no_sense_are_refused(database: str, tmp_path: Path):
         assert isinstance(done.exception, BadInput)
         assert not (tmp_path / "x").exists()
     assert explanations(database) == {}
+
+
+def vendor(server: LlmServer, folder: Path) -> list[str]:
+    """What a vendor does: every line is asked of the real server once; answers go into one file, failures into one."""
+    lines: dict[str, list[str]] = {"output": [], "errors": []}
+    with httpx2.Client(timeout=10) as http:
+        for path in sorted(folder.glob("requests_*.jsonl")):
+            for line in map(json.loads, path.read_text().splitlines()):
+                reply = http.post(server.url.removesuffix("/v1") + line["url"], json=line["body"])
+                response = {"status_code": reply.status_code, "body": reply.json()}
+                done = {"custom_id": line["custom_id"], "response": response, "error": None}
+                lines["output" if reply.status_code == 200 else "errors"].append(json.dumps(done))
+    for name, written in lines.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(written[::-1]))
+    return [word for name in lines for word in ("--batch-in", str(folder / f"{name}.jsonl"))]
+
+
+def in_batches(server: LlmServer, words: list[str], folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """Writes, has answered, reads and writes on until nothing is left; each report, and the number of batches."""
+    files: list[str] = []
+    reports: list[dict[str, Any]] = []
+    done = safe_sail(*words, "--batch-out", str(folder / "0"))
+    assert done.exit_code == 0, (done.output, done.exception)
+    for number in range(9):
+        if not (folder / str(number)).exists():
+            return reports, number
+        files += vendor(server, folder / str(number))
+        reports.append(report(*words, *files, "--batch-out", str(folder / str(number + 1))))
+    raise AssertionError("it never ends")
+
+
+def test_what_a_batch_left_open_goes_into_the_next_one(database: str, tmp_path: Path):
+    def faulty(call: Call) -> Act:
+        if word_of(call) == "kill":
+            return Say("no idea", prompt_tokens=70, completion_tokens=7) if call.nth == 0 else explainer(call)
+        if word_of(call) == "bomb":
+            return Say("no idea", prompt_tokens=70, completion_tokens=7)
+        if word_of(call) == "hack":
+            return Status(500 if call.nth == 0 else 429) if call.nth < 2 else explainer(call)
+        return explainer(call)
+
+    with LlmServer(faulty) as server:
+        found, n_batches = in_batches(server, by_llm(server, database), tmp_path)
+        asked = {word: [call for call in server.calls if word_of(call) == word] for word in WORDS}
+    assert [(one["explained"], one["failed"], one["waiting"]) for one in found] == [
+        (3, {}, 3), (1, {"invalid_reply": 1}, 1), (1, {}, 0),
+    ]  # fmt: skip
+    assert n_batches == 3
+    assert {word: len(calls) for word, calls in asked.items()} == dict(zip(WORDS, (2, 2, 1, 1, 3, 1), strict=True))
+    again = asked["kill"][1].body["messages"]
+    assert [one["role"] for one in again] == ["system", "user", "assistant", "user"]
+    assert again[2]["content"] == "no idea"
+    assert {index: one.text for index, one in explanations(database).items()} == {
+        index: f"the word {word}" for index, word in enumerate(WORDS) if word != "bomb"
+    }
+    spent = {one.feature.index: (one.attempts, one.prompt_tokens, one.reason) for one in ledger(database)}
+    assert len(ledger(database)) == 6, "what waits is kept nowhere"
+    assert spent[0] == (2, 170, None), "both answers were paid for"
+    assert spent[1] == (2, 140, "invalid_reply")
+    assert spent[4] == (1, 100, None)
+
+
+def test_rounds_of_judging_by_batches_end_in_the_scores_of_the_endpoint(database: str, tmp_path: Path):
+    with LlmServer(explainer) as server:
+        report(*by_llm(server, database))
+    other = tmp_path / "other.db"
+    shutil.copy(tmp_path / "found.db", other)
+    rounds = ["--n-contexts", "2", "--max-calls", "3"]
+
+    def unsure(call: Call) -> Act:
+        """Of three words it marks too much, so that their intervals stay wide."""
+        said = judge(call)
+        if not isinstance(said, Say) or not any(f"the word {word}" in call.asked for word in WORDS[::2]):
+            return said
+        texts = json.loads(said.text)["active"]
+        return said._replace(text=json.dumps({"active": [sorted({1, *texts[0]}), *texts[1:]]}))
+
+    def faulty(call: Call) -> Act:
+        # the first call of all is a control's
+        return Say("no idea") if call is server.calls[0] else unsure(call)
+
+    with LlmServer(unsure) as direct:
+        report(*by_llm(direct, f"sqlite:///{other}", *rounds, command="judge-explanations"))
+        n_direct = len(direct.calls) - 2
+    with LlmServer(faulty) as server:
+        words = by_llm(server, database, *rounds, command="judge-explanations")
+        found, n_batches = in_batches(server, words, tmp_path / "j")
+        n_batched = len(server.calls)
+    assert n_batched == n_direct + 1, "the same calls, and one re-ask"
+    assert n_batches >= 3
+    assert found[0]["judged"] == 0, "nothing is judged before its control is"
+    assert sum(one["judged"] for one in found) == 6
+    assert n_direct > 12, "one round would be six explanations and six controls"
+    scores = []
+    for url in (database, f"sqlite:///{other}"):
+        with reading(make_engine(url, read_only=True)) as session:
+            kept = [store.load_explanation_scores(session, a.feature(index)) for index in range(len(WORDS))]
+        scores.append([one.record for (one,) in kept])
+    assert scores[0] == scores[1]
 
 
 # judge

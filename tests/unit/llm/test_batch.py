@@ -1,6 +1,7 @@
 """A batch's files hold every request once, and its results end every request answered or failed."""
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from safe_sail.errors import BadRecord, BatchUnreadable, BudgetExhausted
-from safe_sail.llm.batch import read_batch, write_batch
+from safe_sail.llm.batch import line_id, read_batch, write_batch
 from safe_sail.llm.exchange import Answered, ChatRequest, Failed, FailureReason, Message
 from safe_sail.llm.pricing import load_prices
 from safe_sail.settings import LlmSettings
@@ -38,7 +39,8 @@ def requests(n: int) -> list[ChatRequest]:
 def result(number: int, say: Say | None, *, status: int = 200, error: object = None) -> str:
     body: Any = completion(say) if say else {"error": {"message": "no"}}
     response = None if error else {"status_code": status, "body": body}
-    return json.dumps({"id": "b", "custom_id": f"f/{number}", "response": response, "error": error})
+    (*_, request) = requests(number + 1)
+    return json.dumps({"id": "b", "custom_id": line_id(request), "response": response, "error": error})
 
 
 def test_files_hold_every_request_once(tmp_path: Path):
@@ -46,7 +48,8 @@ def test_files_hold_every_request_once(tmp_path: Path):
     assert [path.name for path in paths] == [f"requests_{n:03d}.jsonl" for n in range(3)]
     assert sorted(path.name for path in (tmp_path / "batch").iterdir()) == [path.name for path in paths]
     lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-    assert [line["custom_id"] for line in lines] == [f"f/{n}" for n in range(5)]
+    assert [line["custom_id"].partition("~")[0] for line in lines] == [f"f/{n}" for n in range(5)]
+    assert len({line["custom_id"].partition("~")[2] for line in lines}) == 5
     assert {(line["method"], line["url"]) for line in lines} == {("POST", "/v1/chat/completions")}
     first = lines[0]["body"]
     assert first["messages"] == [{"role": "user", "content": "text 0 ü\n"}]
@@ -83,7 +86,9 @@ def test_every_request_ends_answered_or_failed_with_its_cost(tmp_path: Path):
                 result(0, good),
                 result(3, Say("", refusal="no")),
                 result(4, Say('{"col', finish_reason="length")),
-                json.dumps({"custom_id": "f/7", "response": {"status_code": 200, "body": {"choices": []}}}),
+                json.dumps(
+                    {"custom_id": line_id(requests(8)[7]), "response": {"status_code": 200, "body": {"choices": []}}}
+                ),
             ]
         )
     )
@@ -115,8 +120,8 @@ def test_every_request_ends_answered_or_failed_with_its_cost(tmp_path: Path):
     ("text", "problem"),
     [
         (result(0, Say("x")) + "\n" + result(1, Say("x"))[:40], "line 2: expected a result"),
-        (result(0, Say("x")) + "\n" + result(0, Say("x")), "line 2: `f/0` has a result already"),
-        (result(9, Say("x")), "line 1: `f/9` is none of the 2 requests"),
+        (result(0, Say("x")) + "\n" + result(0, Say("x")), "line 2: `f/0~[0-9a-f]+` has a result already"),
+        (result(9, Say("x")), "line 1: `f/9~[0-9a-f]+` is none of the 2 requests"),
     ],
 )
 def test_damaged_results_are_refused(text: str, problem: str, tmp_path: Path):
@@ -129,3 +134,21 @@ def test_damaged_results_are_refused(text: str, problem: str, tmp_path: Path):
 def test_missing_results_are_refused(tmp_path: Path):
     with pytest.raises(BatchUnreadable, match="No such file"):
         read_batch(requests(1), [tmp_path / "none.jsonl"], price=None)
+
+
+def test_an_answer_is_taken_for_its_own_question_alone(tmp_path: Path):
+    asked, other = requests(1)[0], replace(requests(1)[0], messages=(Message("user", "another text"),))
+    (tmp_path / "output.jsonl").write_text(result(0, Say('{"colour": "teal"}')))
+    outcomes = read_batch([asked], [tmp_path / "output.jsonl"], price=None)
+    assert isinstance(outcomes[0], Answered)
+    with pytest.raises(BatchUnreadable, match="is none of the 1 requests"):
+        read_batch([other], [tmp_path / "output.jsonl"], price=None)
+
+
+def test_a_line_that_was_asked_again_counts_as_it_ended(tmp_path: Path):
+    files = [tmp_path / "first.jsonl", tmp_path / "second.jsonl"]
+    files[0].write_text(result(0, None, status=500))
+    files[1].write_text(result(0, Say('{"colour": "teal"}')))
+    for order in (files, files[::-1]):
+        (outcome,) = read_batch(requests(1), order, price=None)
+        assert isinstance(outcome, Answered)
