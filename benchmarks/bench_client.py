@@ -15,6 +15,7 @@ Told twice as many, it finds 64 from the first second's 429 answers, probes four
 All ways bring the same answers. Before requests stood ready at the gate the same run, at load average 10, gave 0.89.
 """
 
+import argparse
 import asyncio
 import json
 import multiprocessing
@@ -36,7 +37,7 @@ from safe_sail.settings import LlmSettings
 LATENCY_S = 1.5
 ALLOWED = 64
 N_REQUESTS = 1280
-REPEATS = 5
+N_WARM = 128
 PROMPT = "word " * 1000
 REPLY = json.dumps({"explanation": "fires on words"})
 
@@ -110,8 +111,8 @@ def _run_server(pipe: Connection) -> None:
     asyncio.run(CountingServer().serve(pipe))
 
 
-def requests() -> Iterator[ChatRequest]:
-    for number in range(N_REQUESTS):
+def requests(n: int) -> Iterator[ChatRequest]:
+    for number in range(n):
         yield ChatRequest(
             request_id=str(number),
             messages=(Message("user", f"{number} {PROMPT}"),),
@@ -121,17 +122,17 @@ def requests() -> Iterator[ChatRequest]:
         )
 
 
-async def ours(url: str, max_in_flight: int) -> list[str]:
+async def ours(url: str, max_in_flight: int, n: int) -> list[str]:
     """Texts of all answers, through the client."""
     settings = LlmSettings(base_url=url, model="m", max_in_flight=max_in_flight, budget_tokens=10_000_000)
     known = Capabilities(schema=False, logprobs=False, usage=True)
     async with OpenAiClient(settings, capabilities=known) as client:
-        outcomes = [outcome async for outcome in client.ask_all(requests())]
-    assert client.total.attempts >= N_REQUESTS
+        outcomes = [outcome async for outcome in client.ask_all(requests(n))]
+    assert client.total.attempts >= n
     return [outcome.text for outcome in outcomes if isinstance(outcome, Answered)]
 
 
-async def in_groups(url: str) -> list[str]:
+async def in_groups(url: str, n: int) -> list[str]:
     """Texts of all answers, plainly: groups of ALLOWED, each waiting for its slowest call."""
     texts: list[str] = []
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as sdk:
@@ -141,29 +142,33 @@ async def in_groups(url: str) -> list[str]:
             completion = await sdk.chat.completions.create(model="m", messages=messages, max_tokens=100)
             return completion.choices[0].message.content or ""
 
-        todo = list(requests())
+        todo = list(requests(n))
         for start in range(0, len(todo), ALLOWED):
             texts += await asyncio.gather(*map(one, todo[start : start + ALLOWED]))
     return texts
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--way", action="append", help="one of the three; all if absent")
+    options = parser.parse_args()
     here, there = multiprocessing.Pipe()
     server = multiprocessing.Process(target=_run_server, args=(there,), daemon=True)
     server.start()
     url = f"http://127.0.0.1:{here.recv()}/v1"
     ways = {
-        "groups of 64": lambda: in_groups(url),
-        "client, told 64": lambda: ours(url, ALLOWED),
-        "client, told 128": lambda: ours(url, 2 * ALLOWED),
+        "groups of 64": lambda n: in_groups(url, n),
+        "client, told 64": lambda n: ours(url, ALLOWED, n),
+        "client, told 128": lambda n: ours(url, 2 * ALLOWED, n),
     }
     results: dict[str, Any] = {"benchmark": "client", "latency_s": LATENCY_S, "allowed": ALLOWED, "n": N_REQUESTS}
-    for name, way in ways.items():
+    for name in options.way or ways:
         reports = []
-        for _ in range(REPEATS + 1):  # the first warms up
+        for n in (N_WARM, *[N_REQUESTS] * options.repeats):
             cpu = time.process_time()
-            texts = asyncio.run(way())
-            assert texts == [REPLY] * N_REQUESTS, "every way brings the same answers"
+            texts = asyncio.run(ways[name](n))
+            assert texts == [REPLY] * n, "every way brings the same answers"
             here.send("report")
             reports.append({**here.recv(), "cpu_s": time.process_time() - cpu})
         kept = reports[1:]

@@ -47,10 +47,10 @@ from scipy.stats import spearmanr
 
 from db import store
 from db.engine import make_engine, reading
+from safe_sail.evaluation.draws import named_generator
 from safe_sail.features import lexical
 from safe_sail.features.baseline import judge_lexically, write_lexically
 from safe_sail.features.held_out import divided
-from safe_sail.features.judge import named_generator
 from safe_sail.features.judge_items import items_in_turn
 from safe_sail.features.judge_prompts import JudgedFeature, segments_of, segments_prompt, tokens_prompt, true_levels
 from safe_sail.features.prompts import Window

@@ -1,5 +1,9 @@
 """The main job on the embedded model organism: score its SAEs, show what their best features fire on, keep it all.
 
+Each step asks the database what this run has kept, and does the rest: a demo that was killed goes on where it was, and
+ends in the same results. One transaction keeps the facts of all SAEs, an SAE's score on one concept, the contexts of
+one SAE, one explanation with its score; an SAE with some scores missing is scored again.
+
 safe-sail demo
 safe-sail demo --database postgresql://localhost/safe_sail --seed 3
 """
@@ -7,6 +11,7 @@ safe-sail demo --database postgresql://localhost/safe_sail --seed 3
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import Annotated, Any
 
 import torch
@@ -18,20 +23,29 @@ from transformers.utils.logging import disable_progress_bar
 from db import store
 from db.engine import make_engine, writing
 from db.migrate import current_revision, upgrade
-from safe_sail.features.baseline import Explained, explain_lexically
+from safe_sail.features.baseline import explain_lexically
 from safe_sail.features.contexts import collect_contexts
-from safe_sail.features.score import ConceptSplits, SaeConceptResult, score_saes
+from safe_sail.features.score import ConceptSplits, score_saes
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.organism.concept_data import concept_dataset, organism_concepts
 from safe_sail.organism.grammar import documents
+from safe_sail.organism.load import organism_sae_paths
 from safe_sail.provenance import start_run
 from safe_sail.records import RunInfo
 from safe_sail.sae.facts import measure_facts
 from safe_sail.sae.handle import SAEHandle
 from safe_sail.settings import ContextSettings, DemoSettings
 from scripts.demo_report import print_report
-from scripts.demo_results import load_results, whole_run
+from scripts.demo_results import (
+    chosen_features,
+    explained_features,
+    kept_contexts,
+    left_of,
+    load_results,
+    run_to_continue,
+    whole_run,
+)
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.run_records import end_run
 from scripts.subjects import load_handle, load_saes, save_subjects
@@ -69,11 +83,20 @@ def _run(engine: Engine, settings: DemoSettings, *, seed: int, device: str) -> R
     model = load_handle(None, None, device=device, dtype="float32")
     saes = load_saes(None, model, device=device)
     upgrade(engine)  # only now: a demo that cannot load its model leaves no database behind
-    run = start_run("demo", settings=asdict(settings), seed=seed, device=str(model.device))
-    save_subjects(engine, run, model, saes, organism_concepts(), source="the embedded organism")
+    fresh = start_run("demo", settings=asdict(settings), seed=seed, device=str(model.device))
+    run = run_to_continue(engine, fresh)
+    if run is None:
+        run = fresh
+        save_subjects(engine, run, model, saes, organism_concepts(), source="the embedded organism")
+    else:
+        print(
+            f"run {run.run_id} of this demo was not finished, or its results were replaced; it goes on.",
+            file=sys.stderr,
+        )
     _measure(engine, run, model, saes, settings.contexts)
-    results = _score(engine, run, model, saes, settings)
-    _explain(engine, run, model, saes, results, settings)
+    _score(engine, run, model, saes, settings)
+    _collect(engine, run, model, saes, settings.contexts)
+    _explain(engine, run, settings)
     with writing(engine) as session:
         return end_run(session, run)
 
@@ -91,17 +114,21 @@ def _document_batches(model: HookedModel, n: int, settings: ContextSettings, see
 def _measure(
     engine: Engine, run: RunInfo, model: HookedModel, saes: Sequence[SAEHandle], settings: ContextSettings
 ) -> None:
+    todo = [sae for sae in saes if sae.ref.slug in left_of(engine, run).facts]
+    if not todo:
+        return
     # Another seed than the corpus of contexts, so that no figure is measured on texts that chose anything.
     batches = list(_document_batches(model, N_FACT_DOCUMENTS, settings, run.seed + 1))
-    facts = measure_facts(model, saes, _watched(batches, "reconstruction"))
+    facts = measure_facts(model, todo, _watched(batches, "reconstruction"))
     with writing(engine) as session:
         for one in facts:
             store.save_sae_facts(session, one, run_id=run.run_id)
 
 
-def _score(
-    engine: Engine, run: RunInfo, model: HookedModel, saes: Sequence[SAEHandle], settings: DemoSettings
-) -> list[SaeConceptResult]:
+def _score(engine: Engine, run: RunInfo, model: HookedModel, saes: Sequence[SAEHandle], settings: DemoSettings) -> None:
+    todo = [sae for sae in saes if sae.ref.slug in left_of(engine, run).scores]
+    if not todo:
+        return
     score, seed = settings.score, run.seed
     concepts = [
         ConceptSplits(
@@ -111,63 +138,52 @@ def _score(
         for concept in organism_concepts()
     ]
     generator = torch.Generator().manual_seed(seed)
-    found = score_saes(model, saes, concepts, settings=score, generator=generator)
-    results = []
-    for result in _watched(found, "scoring SAEs", total=len(saes) * len(concepts)):
+    found = score_saes(model, todo, concepts, settings=score, generator=generator)
+    for result in _watched(found, "scoring SAEs", total=len(todo) * len(concepts)):
         with writing(engine) as session:
             store.save_sae_scores(session, [result.score], run_id=run.run_id)
             store.save_concept_scores(session, result.features, run_id=run.run_id)
             if result.specificity is not None:
                 store.save_sae_specificity(session, result.specificity, run_id=run.run_id)
-        results.append(result)
-    return results
 
 
-def _explain(
-    engine: Engine,
-    run: RunInfo,
-    model: HookedModel,
-    saes: Sequence[SAEHandle],
-    results: Sequence[SaeConceptResult],
-    settings: DemoSettings,
+def _collect(
+    engine: Engine, run: RunInfo, model: HookedModel, saes: Sequence[SAEHandle], settings: ContextSettings
 ) -> None:
-    chosen = {sae.ref.slug: _chosen_features(sae.ref.slug, results, settings.n_features) for sae in saes}
-    generator = torch.Generator().manual_seed(run.seed)
-    batches = list(_document_batches(model, settings.contexts.n_documents, settings.contexts, run.seed))
+    todo = [sae for sae in saes if sae.ref.slug in left_of(engine, run).contexts]
+    if not todo:
+        return
+    chosen = {sae.ref.slug: chosen_features(engine, run, sae.ref.slug) for sae in todo}
+    batches = list(_document_batches(model, settings.n_documents, settings, run.seed))
+    with tqdm(total=settings.n_documents, desc="collecting contexts", unit="text", disable=None) as bar:
 
-    def seen(n: int) -> None:
-        bar.update(n)
+        def seen(n: int) -> None:
+            bar.update(n)
 
-    bar = tqdm(total=settings.contexts.n_documents, desc="collecting contexts", unit="text", disable=None)
-    collected = list(
-        collect_contexts(
+        found = collect_contexts(
             model,
-            saes,
+            todo,
             batches,
             features=chosen,
-            settings=settings.contexts,
-            generator=generator,
+            settings=settings,
+            generator=torch.Generator().manual_seed(run.seed),
             progress=seen,
         )
-    )
-    bar.close()
-    explained: list[Explained] = []
-    for sae in saes:
-        of_sae = [one for one in collected if one.top.feature.sae == sae.ref.slug]
-        found = explain_lexically(of_sae, settings=settings.lexical, generator=generator)
-        explained += _watched(found, f"explaining {sae.ref.slug}", total=len(of_sae))
-    with writing(engine) as session:
-        store.save_top_contexts(session, [one.top for one in collected], run_id=run.run_id)
-        store.save_context_samples(session, [one.sample for one in collected], run_id=run.run_id)
-        store.save_explanations(session, [e.explanation for e in explained if e.explanation], run_id=run.run_id)
-        store.save_explanation_scores(session, [e.score for e in explained if e.score], run_id=run.run_id)
+        for _, of_sae in groupby(found, key=lambda one: one.top.feature.sae):
+            collected = list(of_sae)
+            with writing(engine) as session:
+                store.save_top_contexts(session, [one.top for one in collected], run_id=run.run_id)
+                store.save_context_samples(session, [one.sample for one in collected], run_id=run.run_id)
 
 
-def _chosen_features(slug: str, results: Sequence[SaeConceptResult], n: int) -> list[int]:
-    """The best feature of every concept first, then every concept's second best, and so on; at most n."""
-    lists = [result.features for result in results if result.score.sae == slug]
-    by_place = [features[place].feature.index for place in range(max(map(len, lists))) for features in lists]
-    return list(dict.fromkeys(by_place))[:n]
+def _explain(engine: Engine, run: RunInfo, settings: DemoSettings) -> None:
+    for slug in organism_sae_paths():
+        collected, done = kept_contexts(engine, run, slug), explained_features(engine, run, slug)
+        found = explain_lexically(collected, settings=settings.lexical, seed=run.seed, without=done)
+        for one in _watched(found, f"explaining {slug}", total=len(collected) - len(done)):
+            with writing(engine) as session:
+                store.save_explanations(session, [one.explanation] if one.explanation else [], run_id=run.run_id)
+                store.save_explanation_scores(session, [one.score] if one.score else [], run_id=run.run_id)
 
 
 def _watched(items: Iterable[Any], says: str, total: int | None = None) -> Iterator[Any]:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from sqlalchemy import Engine
 
+from safe_sail.evaluation.draws import named_generator
 from safe_sail.features.baseline import judge_lexically
-from safe_sail.features.judge import CONSTANT, NO_CONTEXT, NO_CONTROL, Judged, NotJudged, named_generator
+from safe_sail.features.judge import CONSTANT, NO_CONTEXT, NO_CONTROL, Judged, NotJudged
 from safe_sail.features.lexical import LexicalExplanation
 from safe_sail.records import Explanation, FeatureId, JudgeMethod
 from scripts import llm_runs

@@ -6,11 +6,12 @@
    Beside it stands the control: what the explanations of other features reach on the same contexts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
+from safe_sail.evaluation.draws import named_generator
 from safe_sail.features import lexical
 from safe_sail.features.agreement import balanced_accuracy, pooled_correlation
 from safe_sail.features.contexts import Collected
@@ -37,17 +38,27 @@ class Explained(NamedTuple):
 
 
 def explain_lexically(
-    collected: Sequence[Collected], *, settings: LexicalSettings, generator: torch.Generator
+    collected: Sequence[Collected],
+    *,
+    settings: LexicalSettings,
+    seed: int,
+    without: Collection[FeatureId] = (),
 ) -> Iterator[Explained]:
-    """Explanation and held-out score of every feature, in the order given."""
+    """Explanation and held-out score of every feature, in the order given.
+
+    Features in `without` are left out, and still serve as controls: the others' scores do not depend on them.
+    """
     splits = [divided(one.top, one.sample, judged_share=settings.judged_share) for one in collected]
     written = [write_lexically(split.explain.all, n_words=settings.n_words) for split in splits]
     for place, (one, split, words) in enumerate(zip(collected, splits, written, strict=True)):
         feature = one.top.feature
+        if feature in without:
+            continue
         if words is None:
             yield Explained(feature, None, None, "it is silent on every context that may explain it")
             continue
         others = [other for p, other in enumerate(written) if p != place and other is not None]
+        generator = named_generator(seed, str(feature))
         score = judge_lexically(feature, words, others, split.judge.all, generator=generator)
         yield Explained(
             feature,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from safe_sail.data.concepts import ConceptDataset
 from safe_sail.errors import BadInput, BadSettings
+from safe_sail.evaluation.draws import named_generator
 from safe_sail.features import separability
 from safe_sail.features.ranking import ConceptEvidence
 from safe_sail.features.separability import FiringRates, RankStatistics
@@ -102,6 +103,7 @@ def score_saes(
 ) -> Iterator[SaeConceptResult]:
     """Score of every SAE on every concept: block by block of concepts, in each SAE by SAE.
 
+    What is drawn for an SAE and a concept depends on no other one: alone it gets the score that it gets beside others.
     With `as_chat` texts are user turns of the chat template, and only the instruction's own tokens count. Memory is
     4 bytes per text of a block and feature of all SAEs, at most `settings.max_bytes`.
 
@@ -112,6 +114,7 @@ def score_saes(
     """
     for splits in concepts:
         _require_disjoint(splits)
+    seed = int(torch.randint(2**62, (1,), generator=generator))
     for block in concept_blocks(concepts, saes, max_bytes=settings.max_bytes):
         row_of = {text: row for row, text in enumerate(block.texts)}
         maxima = text_maxima(
@@ -119,7 +122,8 @@ def score_saes(
         )
         for sae in saes:
             for splits in block.concepts:
-                yield _score(sae, splits, maxima[sae.ref.slug], row_of, settings, n_features, generator)
+                own = named_generator(seed, f"{sae.ref.slug}/{splits.judge.concept}")
+                yield _score(sae, splits, maxima[sae.ref.slug], row_of, settings, n_features, own)
 
 
 def _require_disjoint(splits: ConceptSplits) -> None:
