@@ -1,11 +1,12 @@
-"""Pages of lists: the `Link` header with the address of the next page, and pages of lists that are ordered by slug."""
+"""Pages of lists: the `Link` header with the address of the next page; lists ordered by slug, and by strength."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Query, Request, Response
 
-from db.store.cursors import read_place, write_place
+from db.store import KeptLink
+from db.store.cursors import LinkPlace, read_link_place, read_place, write_link_place, write_place
 
 T = TypeVar("T")
 Cursor = Annotated[
@@ -35,6 +36,21 @@ def page_of(
     after = None if cursor is None else read_place(name, cursor, 1)[0]
     found = find(after, limit + 1)
     return found[:limit], write_place(name, slug_of(found[limit - 1])) if len(found) > limit else None
+
+
+def page_of_links(
+    name: str, find: Callable[[LinkPlace | None, int], Sequence[KeptLink]], cursor: str | None, limit: int
+) -> tuple[Sequence[KeptLink], str | None]:
+    """The same for links, which are ordered by strength.
+
+    Raises:
+        BadInput: the cursor is not one of this list.
+    """
+    found = find(None if cursor is None else read_link_place(name, cursor), limit + 1)
+    if len(found) <= limit:
+        return found, None
+    last = found[limit - 1]
+    return found[:limit], write_link_place(name, LinkPlace(last.link.strength, last.study, last.place))
 
 
 def listed(request: Request, response: Response, items: list[Any], cursor: str | None) -> dict[str, Any]:

@@ -52,23 +52,33 @@ def create_search(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
+def _place(row: str) -> str:
+    """Number of an explanation in the index: its feature, then itself, so that hits come in the order of features."""
+    return f"({row}feature_index << {_KEY_BITS}) + {row}explanation_key"
+
+
+_KEY_BITS = 32
+_ADD = f"INSERT INTO explanation_fts(rowid, text) VALUES ({_place('new.')}, new.text);"
+_DROP = f"INSERT INTO explanation_fts(explanation_fts, rowid, text) VALUES ('delete', {_place('old.')}, old.text);"
+
 _SQLITE = (
     "DROP TRIGGER IF EXISTS explanation_fts_insert",
     "DROP TRIGGER IF EXISTS explanation_fts_delete",
     "DROP TRIGGER IF EXISTS explanation_fts_update",
-    """CREATE VIRTUAL TABLE IF NOT EXISTS explanation_fts USING fts5(
-    text, content='explanation', content_rowid='explanation_key', tokenize='unicode61 remove_diacritics 0')""",
-    """CREATE TRIGGER explanation_fts_insert AFTER INSERT ON explanation BEGIN
-    INSERT INTO explanation_fts(rowid, text) VALUES (new.explanation_key, new.text);
-END""",
-    """CREATE TRIGGER explanation_fts_delete AFTER DELETE ON explanation BEGIN
-    INSERT INTO explanation_fts(explanation_fts, rowid, text) VALUES ('delete', old.explanation_key, old.text);
-END""",
-    """CREATE TRIGGER explanation_fts_update AFTER UPDATE OF text, explanation_key ON explanation BEGIN
-    INSERT INTO explanation_fts(explanation_fts, rowid, text) VALUES ('delete', old.explanation_key, old.text);
-    INSERT INTO explanation_fts(rowid, text) VALUES (new.explanation_key, new.text);
-END""",
-    "INSERT INTO explanation_fts(explanation_fts) VALUES ('rebuild')",
+    "DROP TABLE IF EXISTS explanation_fts",
+    """CREATE VIRTUAL TABLE explanation_fts USING fts5(
+    text, content='', tokenize='unicode61 remove_diacritics 0')""",
+    *(
+        f"""CREATE TRIGGER explanation_fts_{name} AFTER {event} ON explanation BEGIN
+    {body}
+END"""
+        for name, event, body in (
+            ("insert", "INSERT", _ADD),
+            ("delete", "DELETE", _DROP),
+            ("update", "UPDATE OF text, explanation_key, feature_index", f"{_DROP}\n    {_ADD}"),
+        )
+    ),
+    f"INSERT INTO explanation_fts(rowid, text) SELECT {_place('')}, text FROM explanation",
 )
 
 _PUNCTUATION = (  # ASCII, Latin-1, General Punctuation, CJK punctuation; a regular expression of PostgreSQL
@@ -146,11 +156,27 @@ def features_that_match(on_sqlite: bool, *, ranked: bool) -> Select[Any]:
     return _matching_rows(found, on_sqlite, _UNRANKED)
 
 
+def matches_in_order(*, after: bool) -> Select[Any]:
+    """sae_key, feature_index and value, the same index, of features of the SAE `sae_key` that match `words`, on SQLite.
+
+    They come by ascending index, where `after` from behind `last_index` on, straight out of the index: whoever takes
+    the first few does not pay for the rest. Explanations may be filtered further.
+    """
+    row, place = tables.ExplanationRow, _FTS.c.rowid
+    found: Any = select(row.sae_key, row.feature_index, row.feature_index.label("value")).distinct()
+    found = found.select_from(_FTS).join(row, row.explanation_key == place.bitwise_and(_KEY_MASK))
+    found = found.where(_MATCHES, row.sae_key + 0 == bindparam("sae_key"))  # the sum as above
+    if after:
+        following = bindparam("last_index", type_=Integer) + 1
+        found = found.where(place >= following.bitwise_lshift(_KEY_BITS))
+    return found.order_by(place)  # type: ignore[no-any-return]
+
+
 def _matching_rows(columns: Select[Any], on_sqlite: bool, hits: CTE | None = None) -> Select[Any]:
     row = tables.ExplanationRow
     if on_sqlite:
         hits = _HITS if hits is None else hits
-        return columns.select_from(hits).join(row, row.explanation_key == hits.c.rowid)
+        return columns.select_from(hits).join(row, row.explanation_key == hits.c.explanation_key)
     return columns.select_from(row).where(_VECTOR.bool_op("@@")(_POSTGRESQL_QUERY))
 
 
@@ -161,10 +187,13 @@ def _relevance(on_sqlite: bool) -> ColumnElement[float]:
 
 _WORDS = bindparam("words", type_=Text)
 _FTS = table("explanation_fts", column("rowid", Integer), column("explanation_fts", Text), column("rank", Double))
+_MATCHES = _FTS.c.explanation_fts.bool_op("MATCH")(_WORDS)
+_KEY_MASK = (1 << _KEY_BITS) - 1
+_KEY = _FTS.c.rowid.bitwise_and(_KEY_MASK).label("explanation_key")
 # materialized: SQLite would rather walk along every explanation and ask the index for each, a hundred times as slow
 _UNRANKED, _HITS = (
-    select(*columns).where(_FTS.c.explanation_fts.bool_op("MATCH")(_WORDS)).cte("hit").prefix_with("MATERIALIZED")
-    for columns in ((_FTS.c.rowid,), (_FTS.c.rowid, _FTS.c.rank))
+    select(*columns).where(_MATCHES).cte("hit").prefix_with("MATERIALIZED")
+    for columns in ((_KEY,), (_KEY, _FTS.c.rank))
 )
 _VECTOR: ColumnElement[str] = literal_column("explanation.explanation_vector")
 _POSTGRESQL_QUERY = func.to_tsquery(literal_column("'simple'::regconfig"), _WORDS)

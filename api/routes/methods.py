@@ -8,10 +8,11 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from api.deps import SLUG_PATTERN, FeatureIndex, SaeSlug, SessionDep, ShortText
-from api.links import Cursor, listed, page_of
+from api.links import Cursor, listed, page_of, page_of_links
 from api.wire import as_wire, list_of, one_of
 from db import store
 from db.store import Kept
+from db.store.cursors import LinkPlace
 from safe_sail.errors import NotFound
 from safe_sail.records import (
     Circuit,
@@ -50,7 +51,7 @@ def _slug(kept: Kept[Any]) -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """Which page of a list ordered by slug is asked for, and how it is answered."""
+    """Which page of a list is asked for, and how it is answered."""
 
     request: Request
     response: Response
@@ -58,11 +59,16 @@ class Page:
     limit: int
 
     def of(self, name: str, find: Callable[..., Sequence[Kept[Any]]], session: Session, **filters: Any) -> Any:
-        """The page that a function of the store finds."""
+        """The page of a list ordered by slug that a function of the store finds."""
         found, more = page_of(
             name, lambda after, n: find(session, after=after, limit=n, **filters), _slug, self.cursor, self.limit
         )
         return listed(self.request, self.response, [_kept(one) for one in found], more)
+
+    def of_links(self, name: str, find: Callable[[LinkPlace | None, int], Sequence[store.KeptLink]]) -> Any:
+        """The page of links, which are ordered by strength, that a function of the store finds."""
+        found, more = page_of_links(name, find, self.cursor, self.limit)
+        return listed(self.request, self.response, [as_wire(one) for one in found], more)
 
 
 def _page(request: Request, response: Response, cursor: Cursor = None, limit: Limit = 50) -> Page:
@@ -172,17 +178,20 @@ def get_circuit_evaluations(session: SessionDep, slug: Slug) -> Any:
 def get_features_of_circuit(
     session: SessionDep,
     slug: Slug,
+    page: PageDep,
     concept: Annotated[ShortText | None, Query(description="Only links on this concept's texts.")] = None,
     flow: Annotated[LinkFlow | None, Query(description="Only links in this direction.")] = None,
     all: Annotated[bool, Query(description="Also those that were tested and are not significant.")] = False,
-    limit: Limit = 50,
 ) -> Any:
     """Features that the whole circuit is linked with, strongest first."""
     model_id = store.load_circuit(session, slug).record.model_id
-    found = store.links_of_target(
-        session, LinkKind.CIRCUIT, slug, model_id=model_id, concept=concept, flow=flow, linked_only=not all, limit=limit
-    )
-    return {"items": [as_wire(one) for one in found], "next_cursor": None}
+    return page.of_links(
+        "features of a circuit",
+        lambda after, n: store.links_of_target(
+            session, LinkKind.CIRCUIT, slug, model_id=model_id, concept=concept, flow=flow, linked_only=not all,
+            limit=n, after=after,
+        ),
+    )  # fmt: skip
 
 
 @router.get("/tunings", tags=["circuits"], response_model=list_of(TuningStudy))
@@ -225,12 +234,16 @@ def get_links_of_feature(
     session: SessionDep,
     sae: SaeSlug,
     index: FeatureIndex,
+    page: PageDep,
     kind: Annotated[LinkKind | None, Query(description="Only links with this kind of thing.")] = None,
     all: Annotated[bool, Query(description="Also those that were tested and are not significant.")] = False,
-    limit: Limit = 50,
 ) -> Any:
     """What one feature is linked with, by weights and by cause, strongest first."""
     feature = FeatureId(sae=sae, index=index)
     kinds = None if kind is None else [kind]
-    found = store.links_of_feature(session, feature, kinds=kinds, linked_only=not all, limit=limit)
-    return {"items": [as_wire(one) for one in found], "next_cursor": None}
+    return page.of_links(
+        "links of a feature",
+        lambda after, n: store.links_of_feature(
+            session, feature, kinds=kinds, linked_only=not all, limit=n, after=after
+        ),
+    )

@@ -11,8 +11,9 @@ from db import tables
 from db.lookup import require_limit
 from db.store import rows
 from db.store.loading import Kept
-from db.store.saving import require_run, upsert
+from db.store.saving import require_run
 from db.store.slugs import Named, kept, load_named, require_subjects, row_named
+from db.store.upserts import upsert
 from db.store.whole import to_json
 from safe_sail.records import (
     Circuit,

@@ -50,6 +50,35 @@ def read_cursor(sort: str, cursor: str) -> LastRow:
         ) from error
 
 
+class LinkPlace(NamedTuple):
+    """Where a page of links ended: they are ordered by descending strength, then by study and place in it."""
+
+    strength: float
+    study: str
+    place: int
+
+
+def write_link_place(name: str, last: LinkPlace) -> str:
+    """The word for a page of links that ended at this place."""
+    return write_place(name, repr(last.strength), last.study, str(last.place))
+
+
+def read_link_place(name: str, cursor: str) -> LinkPlace:
+    """The place that a word of `write_link_place` means.
+
+    Raises:
+        BadInput: it is not one of this list.
+    """
+    strength, study, place = read_place(name, cursor, 3)
+    try:
+        found = LinkPlace(float(strength), study, int(place))
+        if not math.isfinite(found.strength) or not 0 <= found.place < 2**31:
+            raise ValueError("no place of a link")
+    except ValueError as error:
+        raise _no_place(name, cursor) from error
+    return found
+
+
 def write_place(name: str, *key: str) -> str:
     """The word for a page of a list that ended with the row of this key."""
     return base64.urlsafe_b64encode(json.dumps([name, *key]).encode()).decode().rstrip("=")
@@ -67,8 +96,12 @@ def read_place(name: str, cursor: str, n: int) -> tuple[str, ...]:
         if kind != name or len(key) != n or not all(isinstance(part, str) and is_plain_text(part) for part in key):
             raise ValueError("other fields than expected")
     except (ValueError, TypeError, binascii.Error) as error:
-        raise BadInput(
-            f"`{cursor[:80]!r}` is no cursor of the list of {name}; pass on `next_cursor` of the page before, or leave "
-            f"it out."
-        ) from error
+        raise _no_place(name, cursor) from error
     return tuple(key)
+
+
+def _no_place(name: str, cursor: str) -> BadInput:
+    return BadInput(
+        f"`{cursor[:80]!r}` is no cursor of the list of {name}; pass on `next_cursor` of the page before, or leave "
+        f"it out."
+    )

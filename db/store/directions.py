@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 from db import tables
 from db.store import rows
 from db.store.loading import Kept
-from db.store.saving import require_run, upsert
+from db.store.saving import require_run
 from db.store.slugs import Named, kept, list_named, load_named, require_subjects, row_named
+from db.store.upserts import upsert
 from db.store.whole import to_json
 from safe_sail.records import Direction, DirectionEvaluation, DirectionReading, DirectionSearch
 from safe_sail.sites import Site

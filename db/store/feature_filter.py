@@ -27,6 +27,10 @@ class FeatureSort(StrEnum):
     """Best match of the filter's text first; only with a text, and relevance is each database's own."""
 
 
+INDEXED_SORTS = frozenset({FeatureSort.INDEX, FeatureSort.DENSITY, FeatureSort.SCORE, FeatureSort.EXPLANATION})
+"""Orders in which features of one SAE stand in an index, so that a page without filters is a walk of its own length."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureFilter:
     """Which features a listing shows; every field that is set must hold."""

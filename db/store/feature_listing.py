@@ -20,7 +20,6 @@ from db.store.feature_filter import FeatureFilter, FeatureSort
 from db.store.feature_statements import (
     UNKNOWN,
     Shape,
-    best_rows,
     count_statement,
     page_statement,
     rest_statement,
@@ -165,13 +164,13 @@ def _rows(run: Run, shape: Shape, values: dict[str, Any], n: int) -> list[Any]:
     """The next n features: those with a value to sort by, then those without."""
     rest = rest_statement(shape)
     in_rest = shape.after and values["last_value"] == UNKNOWN and rest is not None
-    rows = [] if in_rest else best_rows(run.all(page_statement(shape), values | {"n": n}))
+    rows = [] if in_rest else run.all(page_statement(shape), values | {"n": n})
     if rest is None or len(rows) == n:
         return rows
     if shape.after and not in_rest:  # the page goes over the border: the rest begins at its first feature
         rest = rest_statement(shape._replace(after=False))
         assert rest is not None
-    return rows + best_rows(run.all(rest, values | {"n": n - len(rows)}))
+    return rows + run.all(rest, values | {"n": n - len(rows)})
 
 
 # --------------------------------------------------------------------------------------------- what a page shows
@@ -185,8 +184,7 @@ def load_feature_listings(session: Session, features: Sequence[FeatureId]) -> di
     wanted = [(keys[one.sae], one.index) for one in dict.fromkeys(features) if one.sae in keys]
     if not wanted:
         return {}
-    rows = best_rows(session.execute(statement_of_features(wanted)).all())
-    shown = {one.feature: one for one in map(_listing, rows)}
+    shown = {one.feature: one for one in map(_listing, session.execute(statement_of_features(wanted)))}
     return {one: shown[one] for one in dict.fromkeys(features) if one in shown}
 
 

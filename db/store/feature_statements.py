@@ -3,8 +3,8 @@
 1. Keys: the features that the filters let through, in order, as (sae_key, feature_index, value). Features that have a
    value to sort by are found by one statement, walking an index where there is one; those without come after them and
    are found by another, which is only asked when the first runs dry.
-2. A page: the first keys, with what a listing shows of each. The best concept and the best explanation of a feature are
-   looked up for the features of the page alone.
+2. A page: the first keys, each with its line of `feature_listing`. Where the filter speaks of concepts, the best of
+   those is looked up for the features of the page alone.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,9 @@ from sqlalchemy.sql.selectable import FromClause
 
 from db import tables
 from db.prepared import Prepared
-from db.search import features_that_match
+from db.search import features_that_match, matches_in_order
 from db.store.feature_filter import SPECIFIC_GAP, SPECIFIC_Q, FeatureFilter, FeatureSort
+from db.store.feature_rows import among
 
 UNKNOWN = -1e300
 """Below everything that is sorted by: what was not measured comes last."""
@@ -87,7 +88,7 @@ def rest_statement(shape: Shape) -> Prepared | None:
         return None
     if shape.sort is FeatureSort.SCORE and shape.given & _NEEDS_SCORE:
         return None
-    row = tables.FeatureRow
+    row = tables.FeatureListingRow
     owner = _Owner(row.sae_key, row.feature_index)
     keys: Any = select(row.sae_key, row.feature_index, literal(UNKNOWN).label("value"))
     keys = keys.where(*_of_sae(shape, owner), _has_no_value(shape), *_conditions(shape, owner))
@@ -100,7 +101,7 @@ def rest_statement(shape: Shape) -> Prepared | None:
 @lru_cache(maxsize=512)
 def count_statement(shape: Shape) -> Prepared:
     """How many features the filters let through."""
-    row = tables.FeatureRow
+    row = tables.FeatureListingRow
     owner = _Owner(row.sae_key, row.feature_index)
     return Prepared(
         select(func.count().label("total")).select_from(row).where(*_of_sae(shape, owner), *_conditions(shape, owner))
@@ -109,12 +110,8 @@ def count_statement(shape: Shape) -> Prepared:
 
 def statement_of_features(keys: Sequence[tuple[int, int]]) -> Select[Any]:
     """The same columns for these features."""
-    row = tables.FeatureRow
-    by_sae: dict[int, list[int]] = {}
-    for sae_key, index in keys:
-        by_sae.setdefault(sae_key, []).append(index)
-    among = or_(*(and_(row.sae_key == sae, row.feature_index.in_(some)) for sae, some in by_sae.items()))
-    page: Any = select(row.sae_key, row.feature_index, literal(UNKNOWN).label("value")).where(among)
+    row = tables.FeatureListingRow
+    page: Any = select(row.sae_key, row.feature_index, literal(UNKNOWN).label("value")).where(among(row, set(keys)))
     everything = shape_of(
         FeatureFilter(), FeatureSort.INDEX, of_one_sae=False, after=False, on_sqlite=True, estimates=True
     )
@@ -125,25 +122,37 @@ def statement_of_features(keys: Sequence[tuple[int, int]]) -> Select[Any]:
 
 
 def _known_keys(shape: Shape) -> Select[Any]:
-    if shape.sort is FeatureSort.SCORE:
-        return _keys_by_score(shape)
-    row = tables.FeatureRow
-    known: list[ColumnElement[bool]] = []
-    value: ColumnElement[Any]
-    if shape.sort is FeatureSort.INDEX:
-        owner, value = _Owner(row.sae_key, row.feature_index), row.feature_index.expression
-    elif shape.sort is FeatureSort.DENSITY:
-        owner, value = _Owner(row.sae_key, row.feature_index), row.density.expression
-        known.append(row.density.is_not(None))
-    else:
+    if shape.sort is FeatureSort.SCORE and shape.given & _SCOPE:
+        return _keys_by_score_in_scope(shape)
+    if shape.on_sqlite and shape.of_one_sae and shape.sort is FeatureSort.INDEX and "text" in shape.given:
+        said, others = tables.ExplanationRow, shape._replace(given=shape.given - {"text"})
+        found = matches_in_order(after=shape.after)
+        return found.where(*_conditions(others, _Owner(said.sae_key, said.feature_index)))
+    row = tables.FeatureListingRow
+    owner, known = _Owner(row.sae_key, row.feature_index), []
+    value: ColumnElement[Any] = row.feature_index.expression
+    if shape.sort in (FeatureSort.RELEVANCE, FeatureSort.PUBLISHED):
         best = _best_values(shape).subquery("best")
         owner, value = _Owner(best.c.sae_key, best.c.feature_index), best.c.value
+    elif shape.sort is not FeatureSort.INDEX:
+        stored = _STORED[shape.sort]
+        # few features hold the words: they are found first and then sorted; the sum keeps SQLite off the index
+        value = stored + 0.0 if "text" in shape.given else stored.expression
+        known.append(value.is_not(None))
     keys = select(owner.sae_key, owner.feature_index, value.label("value"))
     keys = keys.where(*_of_sae(shape, owner), *known, *_conditions(shape, owner))
     return _ordered(shape, keys, owner, value)
 
 
-def _keys_by_score(shape: Shape) -> Select[Any]:
+_STORED: dict[FeatureSort, Any] = {
+    FeatureSort.DENSITY: tables.FeatureListingRow.density,
+    FeatureSort.SCORE: tables.FeatureListingRow.rate_gap,
+    FeatureSort.EXPLANATION: tables.FeatureListingRow.score,
+}
+"""Orders that walk along an index of the column."""
+
+
+def _keys_by_score_in_scope(shape: Shape) -> Select[Any]:
     """Scores by descending rate gap, each feature at its best one in scope: a walk along an index of rate gaps."""
     score, other = aliased(tables.ConceptScoreRow), aliased(tables.ConceptScoreRow)
     owner = _Owner(score.sae_key, score.feature_index)
@@ -155,42 +164,28 @@ def _keys_by_score(shape: Shape) -> Select[Any]:
     keys = keys.where(*_of_sae(shape, owner), *_in_scope(shape.given, score), *_conditions(shape, owner))
     if "concept" not in shape.given:  # a feature has one score on a concept
         keys = keys.where(~beaten)
-    # few features hold the words: they are found first and then sorted, for which the sum keeps SQLite off the index
-    value = score.rate_gap + 0.0 if "text" in shape.given else score.rate_gap.expression
+    value = score.rate_gap + 0.0 if "text" in shape.given else score.rate_gap.expression  # as above
     return _ordered(shape, keys, owner, value)
 
 
 def _best_values(shape: Shape) -> Select[Any]:
-    explanation, judged = tables.ExplanationRow, tables.ExplanationScoreRow
-    published = tables.PublishedScoreRow
     if shape.sort is FeatureSort.RELEVANCE:
         hit = _hits(shape)
         grouped = select(hit.c.sae_key, hit.c.feature_index, func.max(hit.c.relevance).label("value"))
         return grouped.group_by(hit.c.sae_key, hit.c.feature_index)
-    if shape.sort is FeatureSort.EXPLANATION:
-        owner: Any = explanation
-        query: Any = select(explanation.sae_key, explanation.feature_index, func.max(judged.score).label("value"))
-        query = query.join(judged, judged.explanation_key == explanation.explanation_key)
-    else:
-        owner = published
-        query = select(published.sae_key, published.feature_index, func.max(published.value).label("value"))
-    query = query.where(*_of_sae(shape, _Owner(owner.sae_key, owner.feature_index)))
-    grouped_by: Select[Any] = query.group_by(owner.sae_key, owner.feature_index)
-    return grouped_by
+    row = tables.PublishedScoreRow
+    query: Any = select(row.sae_key, row.feature_index, func.max(row.value).label("value"))
+    query = query.where(*_of_sae(shape, _Owner(row.sae_key, row.feature_index)))
+    best: Select[Any] = query.group_by(row.sae_key, row.feature_index)
+    return best
 
 
 def _has_no_value(shape: Shape) -> ColumnElement[bool]:
-    row = tables.FeatureRow
-    owner = _Owner(row.sae_key, row.feature_index)
-    if shape.sort is FeatureSort.DENSITY:
-        return row.density.is_(None)
-    if shape.sort is FeatureSort.SCORE:
-        return ~exists().where(*_same(tables.ConceptScoreRow, owner))
+    row = tables.FeatureListingRow
     if shape.sort is FeatureSort.PUBLISHED:
-        return ~exists().where(*_same(tables.PublishedScoreRow, owner))
-    explanation, judged = tables.ExplanationRow, tables.ExplanationScoreRow
-    same = (*_same(explanation, owner), judged.explanation_key == explanation.explanation_key)
-    return ~exists().where(*same)
+        return ~exists().where(*_same(tables.PublishedScoreRow, _Owner(row.sae_key, row.feature_index)))
+    is_unknown: ColumnElement[bool] = _STORED[shape.sort].is_(None)
+    return is_unknown
 
 
 def _ordered(shape: Shape, keys: Select[Any], owner: _Owner, value: ColumnElement[Any]) -> Select[Any]:
@@ -219,14 +214,7 @@ def _later(shape: Shape, owner: _Owner) -> ColumnElement[bool]:
 
 
 def _conditions(shape: Shape, owner: _Owner) -> list[ColumnElement[bool]]:
-    explanation, judged, tag = tables.ExplanationRow, tables.ExplanationScoreRow, tables.FeatureTagRow
-    given, found = shape.given, _score_conditions(shape, owner)
-    if shape.explained is not None:
-        is_explained = exists().where(*_same(explanation, owner))
-        found.append(is_explained if shape.explained else ~is_explained)
-    if "min_explanation_score" in given:
-        same = (*_same(explanation, owner), judged.explanation_key == explanation.explanation_key)
-        found.append(exists().where(*same, judged.score >= bindparam("min_explanation_score")))
+    tag, given, found = tables.FeatureTagRow, shape.given, _score_conditions(shape, owner)
     if "tag" in given:
         found.append(exists().where(*_same(tag, owner), tag.tag == bindparam("tag")))
     if "text" in given and shape.sort is not FeatureSort.RELEVANCE:
@@ -235,7 +223,7 @@ def _conditions(shape: Shape, owner: _Owner) -> list[ColumnElement[bool]]:
             found.append(owner.feature_index.in_(select(hit.c.feature_index)))
         else:
             found.append(tuple_(owner.sae_key, owner.feature_index).in_(select(hit.c.sae_key, hit.c.feature_index)))
-    return found + _density_conditions(shape, owner)
+    return found + _listing_conditions(shape, owner)
 
 
 def _hits(shape: Shape) -> FromClause:
@@ -247,15 +235,19 @@ def _hits(shape: Shape) -> FromClause:
     return found.subquery("matching")
 
 
-def _density_conditions(shape: Shape, owner: _Owner) -> list[ColumnElement[bool]]:
-    row = tables.FeatureRow
+def _listing_conditions(shape: Shape, owner: _Owner) -> list[ColumnElement[bool]]:
+    """Conditions on what the feature's own line shows."""
+    row = tables.FeatureListingRow
     found: list[ColumnElement[bool]] = []
-    if shape.collected is not None:
-        found.append(row.density.is_not(None) if shape.collected else row.density.is_(None))
+    for wanted, column in ((shape.collected, row.density), (shape.explained, row.text)):
+        if wanted is not None:
+            found.append(column.is_not(None) if wanted else column.is_(None))
     if "min_density" in shape.given:
         found.append(row.density >= bindparam("min_density"))
     if "max_density" in shape.given:
         found.append(row.density <= bindparam("max_density"))
+    if "min_explanation_score" in shape.given:
+        found.append(row.score >= bindparam("min_explanation_score"))
     if not found or owner.sae_key is row.sae_key:
         return found
     return [exists().where(*_same(row, owner), *found)]
@@ -299,40 +291,21 @@ _ESTIMATE = ("", "_low", "_high", "_n", "_level")
 
 
 def _shown(page: FromClause, shape: Shape, *, by_index: bool) -> Select[Any]:
-    """The page's features in its order with what is shown of them: a row for each score of each explanation.
-
-    One row where there is none; `best_rows` chooses among several.
-    """
-    row, sae = tables.FeatureRow, tables.SaeRow
-    score, explanation, judged = tables.ConceptScoreRow, tables.ExplanationRow, tables.ExplanationScoreRow
+    """The page's features in its order with what is shown of them."""
+    row, sae = tables.FeatureListingRow, tables.SaeRow
     owner = _Owner(page.c.sae_key, page.c.feature_index)
-    best = aliased(score)
-    concept = select(best.concept).where(*_same(best, owner), *_in_scope(shape.given, best))
-    concept = concept.order_by(best.rate_gap.desc(), best.concept).limit(1)
+    score: Any = tables.ConceptScoreRow if shape.given & _SCOPE else row
     parts = _ESTIMATE if shape.estimates else ("",)
     columns = [getattr(score, f"{name}{part}") for name in ("rate_gap", "auroc") for part in parts]
-    columns += [explanation.text, explanation.explainer]
-    columns += [getattr(judged, f"{name}{part}") for name in ("score", "control") for part in parts]
+    columns += [row.text, row.explainer]
+    columns += [getattr(row, f"{name}{part}") for name in ("score", "control") for part in parts]
     numbers = (row.density, row.max_activation, row.n_contexts)
-    order = (*(() if by_index else (page.c.value.desc(),)), *owner, explanation.explanation_key, judged.method)
-    return (
-        select(*owner, page.c.value, sae.slug, *numbers, score.concept, *columns)
-        .select_from(page)
-        .join(row, and_(*_same(row, owner)))
-        .join(sae, sae.sae_key == page.c.sae_key)
-        .outerjoin(score, and_(*_same(score, owner), score.concept == concept.correlate(page).scalar_subquery()))
-        .outerjoin(explanation, and_(*_same(explanation, owner)))
-        .outerjoin(judged, judged.explanation_key == explanation.explanation_key)
-        .order_by(*order)
-    )
-
-
-def best_rows(found: Sequence[Any]) -> list[Any]:
-    """A row for each feature: that of the explanation that judges score highest (unjudged last, ties: first stored)."""
-    best: list[Any] = []
-    for row in found:
-        if not best or (best[-1].feature_index, best[-1].sae_key) != (row.feature_index, row.sae_key):
-            best.append(row)
-        elif row.score is not None and (best[-1].score is None or row.score > best[-1].score):
-            best[-1] = row
-    return best
+    shown = select(*owner, page.c.value, sae.slug, *numbers, score.concept, *columns)
+    shown = shown.select_from(page).join(row, and_(*_same(row, owner))).join(sae, sae.sae_key == page.c.sae_key)
+    if score is not row:
+        best = aliased(score)
+        concept = select(best.concept).where(*_same(best, owner), *_in_scope(shape.given, best))
+        concept = concept.order_by(best.rate_gap.desc(), best.concept).limit(1)
+        is_best = score.concept == concept.correlate(page).scalar_subquery()
+        shown = shown.outerjoin(score, and_(*_same(score, owner), is_best))
+    return shown.order_by(*(() if by_index else (page.c.value.desc(),)), *owner)

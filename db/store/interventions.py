@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 from db import tables
 from db.lookup import find_feature
 from db.store.loading import Kept
-from db.store.saving import FeatureWriter, chunks, require_run, upsert
+from db.store.saving import FeatureWriter, chunks, require_run
+from db.store.upserts import upsert
 from db.store.whole import from_json, to_json
 from safe_sail.records import FeatureId, InterventionScore
 

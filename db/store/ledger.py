@@ -8,11 +8,12 @@ from collections.abc import Collection, Iterable
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from db import tables
 from db.lookup import find_feature, find_sae
 from db.store import rows
+from db.store.feature_rows import touch
 from db.store.loading import Kept
-from db.store.saving import require_run, upsert
+from db.store.saving import require_run
+from db.store.upserts import upsert
 from db.tables import LedgerRow
 from safe_sail.records import FeatureId, JudgeMethod, LedgerEntry, Stage
 
@@ -30,7 +31,7 @@ def save_ledger_entries(session: Session, entries: Iterable[LedgerEntry], *, run
     for entry in entries:
         sae_key = find_feature(session, entry.feature).sae_key
         feature: rows.Columns = {"sae_key": sae_key, "feature_index": entry.feature.index, "run_id": run_id}
-        upsert(session, tables.FeatureRow, [feature], key=("sae_key", "feature_index"), replace=False)
+        touch(session, [feature])
         upsert(session, LedgerRow, [_columns(entry) | feature], key=_KEY)
 
 

@@ -6,22 +6,24 @@ Rule of keys as in `saving`: the same slug again replaces what was there, every 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Select, delete, select
+from sqlalchemy import Select, delete, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from db import tables
 from db.lookup import find_feature, find_sae, require_limit
 from db.packing import is_plain_text
 from db.store import rows
+from db.store.cursors import LinkPlace
 from db.store.loading import Kept
-from db.store.saving import FeatureWriter, chunks, upsert
+from db.store.saving import FeatureWriter, chunks
 from db.store.slugs import Named, require_subjects, row_named
+from db.store.upserts import upsert
 from db.store.whole import from_json, to_json
 from safe_sail.errors import BadRecord
 from safe_sail.records import FeatureId, FeatureLink, LinkFlow, LinkKind, LinkStudy
 
 _STUDIES = Named(tables.LinkStudyRow, "study of links", "list_link_studies")
-_Query = Select[list[str], str, str, str]
+_Query = Select[list[str], str, int, str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +45,8 @@ class KeptLink:
 
     link: FeatureLink
     study: str
+    place: int
+    """Among the links of the study, counted from 0."""
     model_id: str
     run_id: str
 
@@ -126,8 +130,11 @@ def links_of_feature(
     kinds: Sequence[LinkKind] | None = None,
     linked_only: bool = True,
     limit: int = 100,
+    after: LinkPlace | None = None,
 ) -> list[KeptLink]:
     """Links of one feature in every study, strongest first (ties: study, place); its circuits with `kinds`.
+
+    Where `after` is given, those behind that place.
 
     Raises:
         NotFound: the SAE is not kept, or the index is beyond its width.
@@ -136,7 +143,7 @@ def links_of_feature(
     require_limit(limit)
     row = tables.FeatureLinkRow
     query = _query().where(row.sae_key == find_feature(session, feature).sae_key, row.feature_index == feature.index)
-    return _found(session, _filtered(query, kinds, linked_only, None), limit)
+    return _found(session, _filtered(query, kinds, linked_only, None), limit, after)
 
 
 def links_of_target(
@@ -149,8 +156,9 @@ def links_of_target(
     flow: LinkFlow | None = None,
     linked_only: bool = True,
     limit: int = 100,
+    after: LinkPlace | None = None,
 ) -> list[KeptLink]:
-    """Features linked with one circuit, neuron set, head, neuron or direction of a model, strongest first.
+    """Features linked with one circuit, neuron set, head, neuron or direction of a model, in the same order.
 
     Raises:
         BadInput: the limit is outside 1 to 1000.
@@ -162,12 +170,12 @@ def links_of_target(
     query = _query().where(row.target == target, tables.LinkStudyRow.model_id == model_id)
     if concept is not None:
         query = query.where(row.concept == concept)
-    return _found(session, _filtered(query, [kind], linked_only, flow), limit)
+    return _found(session, _filtered(query, [kind], linked_only, flow), limit, after)
 
 
 def _query() -> _Query:
     row, study = tables.FeatureLinkRow, tables.LinkStudyRow
-    return select(row.record, row.study, study.model_id, row.run_id).join(study, study.slug == row.study)
+    return select(row.record, row.study, row.place, study.model_id, row.run_id).join(study, study.slug == row.study)
 
 
 def _filtered(query: _Query, kinds: Sequence[LinkKind] | None, linked_only: bool, flow: LinkFlow | None) -> _Query:
@@ -179,12 +187,16 @@ def _filtered(query: _Query, kinds: Sequence[LinkKind] | None, linked_only: bool
     return query if flow is None else query.where(row.flow == str(flow))
 
 
-def _found(session: Session, query: _Query, limit: int) -> list[KeptLink]:
+def _found(session: Session, query: _Query, limit: int, after: LinkPlace | None) -> list[KeptLink]:
     row = tables.FeatureLinkRow
+    if after is not None:
+        later = tuple_(row.study, row.place) > (after.study, after.place)
+        # the first condition bounds the walk along an index, which a database does not see in the second
+        query = query.where(row.strength <= after.strength, or_(row.strength < after.strength, later))
     ordered = query.order_by(row.strength.desc(), row.study, row.place).limit(limit)
     return [
-        KeptLink(link=from_json(FeatureLink, record[0]), study=study, model_id=model_id, run_id=run_id)
-        for record, study, model_id, run_id in session.execute(ordered)
+        KeptLink(link=from_json(FeatureLink, record[0]), study=study, place=place, model_id=model_id, run_id=run_id)
+        for record, study, place, model_id, run_id in session.execute(ordered)
     ]
 
 

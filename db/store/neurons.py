@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 from db import tables
 from db.store import rows
 from db.store.loading import Kept
-from db.store.saving import upsert
 from db.store.slugs import Named, list_named, load_named, require_subjects, row_named
+from db.store.upserts import upsert
 from db.store.whole import from_json, to_json
 from safe_sail.errors import BadRecord
 from safe_sail.records import GuardEvaluation, NeuronChange, NeuronSearch, NeuronTax

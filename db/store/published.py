@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from db.lookup import find_feature, find_sae
 from db.store.loading import Kept
-from db.store.saving import FeatureWriter, chunks, require_run, upsert
+from db.store.saving import FeatureWriter, chunks, require_run
+from db.store.upserts import upsert
 from db.tables import FeatureTagRow, PublishedScoreRow
 from safe_sail.records import FeatureId, FeatureTags, PublishedScore
 

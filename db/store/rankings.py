@@ -14,7 +14,8 @@ from db.lookup import find_sae, require_limit
 from db.packing import is_plain_text
 from db.store import rows
 from db.store.loading import Kept
-from db.store.saving import require_run, upsert
+from db.store.saving import require_run
+from db.store.upserts import upsert
 from db.store.whole import from_json, to_json
 from safe_sail.errors import BadRecord, NotFound
 from safe_sail.records import RunInfo, SaeRanking, SaeSpecificity

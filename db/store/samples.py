@@ -10,7 +10,8 @@ from db.lookup import find_feature
 from db.packing import to_array
 from db.store import rows
 from db.store.loading import Kept
-from db.store.saving import FeatureWriter, chunks, require_run, upsert
+from db.store.saving import FeatureWriter, chunks, require_run
+from db.store.upserts import upsert
 from safe_sail.records import ContextSample, FeatureId
 
 GROUPS: Final = ("spread", "random", "near_misses")

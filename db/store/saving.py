@@ -10,16 +10,17 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from sqlalchemy import Table, delete, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import delete, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from db import tables
 from db.lookup import find_sae
 from db.packing import is_plain_text
 from db.store import rows
+from db.store.feature_rows import refresh_listing, touch
+from db.store.upserts import upsert
 from safe_sail.errors import BadRecord, NotFound
 from safe_sail.records import (
     Concept,
@@ -153,6 +154,7 @@ def save_concept_scores(session: Session, scores: Iterable[ConceptScore], *, run
         writer.touch([score.feature for score in chunk])
         columns = [rows.concept_score_columns(score) | writer.key_of(score.feature) for score in chunk]
         upsert(session, tables.ConceptScoreRow, columns, key=("sae_key", "feature_index", "concept"))
+        refresh_listing(session, columns)
 
 
 # --------------------------------------------------------------------------------------------- contexts, explanations
@@ -179,6 +181,7 @@ def save_top_contexts(session: Session, found: Iterable[TopContexts], *, run_id:
         sample = tables.ContextSampleRow
         of_chunk = [(one["sae_key"], one["feature_index"]) for one in keys]
         session.execute(delete(sample).where(tuple_(sample.sae_key, sample.feature_index).in_(of_chunk)))
+        refresh_listing(session, keys)
 
 
 def save_explanations(session: Session, explanations: Iterable[Explanation], *, run_id: str) -> None:
@@ -202,6 +205,7 @@ def save_explanations(session: Session, explanations: Iterable[Explanation], *, 
         upsert(session, tables.ExplanationRow, columns, key=key)
         scores = tables.ExplanationScoreRow
         session.execute(delete(scores).where(scores.explanation_key.in_(changed)))
+        refresh_listing(session, columns)
 
 
 def save_explanation_scores(session: Session, scores: Iterable[ExplanationScore], *, run_id: str) -> None:
@@ -228,6 +232,7 @@ def save_explanation_scores(session: Session, scores: Iterable[ExplanationScore]
                 | {"explanation_key": known[name].explanation_key, "run_id": run_id}
             )
         upsert(session, tables.ExplanationScoreRow, columns, key=("explanation_key", "method"))
+        refresh_listing(session, keys)
 
 
 # --------------------------------------------------------------------------------------------- shared steps
@@ -258,8 +263,7 @@ class FeatureWriter:
 
     def touch(self, features: Sequence[FeatureId]) -> None:
         """Makes sure that each feature has a row, without changing one that is there."""
-        columns = [self.key_of(feature) for feature in dict.fromkeys(features)]
-        upsert(self._session, tables.FeatureRow, columns, key=("sae_key", "feature_index"), replace=False)
+        touch(self._session, [self.key_of(feature) for feature in dict.fromkeys(features)])
 
     def require_concepts(self, names: set[str]) -> None:
         """Refuses concepts that are not kept."""
@@ -284,27 +288,6 @@ def require_run(session: Session, run_id: str) -> None:
     """
     if not is_plain_text(run_id) or session.get(tables.RunRow, run_id) is None:
         raise NotFound(f"run `{run_id}` is not in the database; save the run first.")
-
-
-def upsert(
-    session: Session, row: type[tables.Base], columns: list[rows.Columns], *, key: tuple[str, ...], replace: bool = True
-) -> None:
-    """Rows by key: the same key again replaces the row, or with `replace` off leaves it.
-
-    Raises:
-        BadRecord: a value cannot be kept on both databases.
-    """
-    if not columns:
-        return
-    table = cast(Table, row.__table__)
-    insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(table)
-    if replace:
-        values = {name: insert.excluded[name] for name in columns[0] if name not in key}
-        statement = insert.on_conflict_do_update(index_elements=key, set_=values)
-    else:
-        statement = insert.on_conflict_do_nothing(index_elements=key)
-    session.execute(statement, [rows.keepable(one, key) for one in columns])
-    session.expire_all()  # rows that the session has already read may have changed
 
 
 def chunks(records: Iterable[T]) -> Iterator[list[T]]:

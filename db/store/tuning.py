@@ -5,8 +5,8 @@ from sqlalchemy.orm import Session
 from db import tables
 from db.store import rows
 from db.store.loading import Kept
-from db.store.saving import upsert
 from db.store.slugs import Named, list_named, load_named, require_subjects
+from db.store.upserts import upsert
 from db.store.whole import to_json
 from safe_sail.records import TuningStudy
 

@@ -4,7 +4,7 @@ Every row carries the run that wrote it. An `Estimate` called `x` is five column
 A row of `feature` exists as soon as anything is known of a feature; its numbers are NULL until contexts are collected.
 """
 
-from db.tables.base import Base, FloatArray, IntArray, UtcDateTime
+from db.tables.base import DESCENDING_INDEXES, Base, FloatArray, IntArray, UtcDateTime
 from db.tables.circuits import CircuitEvaluationRow, CircuitMemberRow, CircuitRow, CircuitSearchRow
 from db.tables.directions import DirectionEvaluationRow, DirectionReadingRow, DirectionRow, DirectionSearchRow
 from db.tables.features import ContextsRow, ExplanationRow, ExplanationScoreRow, FeatureRow
@@ -13,11 +13,11 @@ from db.tables.jobs import JobEventRow, JobRow
 from db.tables.keys import ApiKeyRow
 from db.tables.ledger import LedgerRow
 from db.tables.links import FeatureLinkRow, LinkStudyRow
+from db.tables.listing import FeatureListingRow
 from db.tables.neurons import GuardRow, NeuronSearchRow, NeuronTaxRow
 from db.tables.published import FeatureTagRow, PublishedScoreRow
 from db.tables.samples import ContextSampleRow
 from db.tables.scoring import (
-    DESCENDING_INDEXES,
     ConceptScoreRow,
     SaeFactsRow,
     SaeRankingRow,
@@ -46,6 +46,7 @@ __all__ = [
     "ExplanationRow",
     "ExplanationScoreRow",
     "FeatureLinkRow",
+    "FeatureListingRow",
     "FeatureRow",
     "FeatureTagRow",
     "FloatArray",

@@ -15,6 +15,10 @@ FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
 
 
+DESCENDING_INDEXES = ("ix_concept_score_best", "ix_concept_score_order", "ix_feature_listing_by_")
+"""Beginnings of the names of indexes with a direction, which only revisions make: Alembic cannot compare them."""
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """A moment in UTC: SQLite forgets the zone and PostgreSQL answers in its own, so both are normalised here."""
 

@@ -1,16 +1,15 @@
 """Tables of features: what they fire on, what is said of them, and how far that can be trusted."""
 
-from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, Integer, UniqueConstraint
+from sqlalchemy import ForeignKey, ForeignKeyConstraint, Integer, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.tables.base import Base, FloatArray, IntArray
 
 
 class FeatureRow(Base):
-    """One feature: the light half of `TopContexts`, which listings sort and filter."""
+    """One feature: the light half of `TopContexts`."""
 
     __tablename__ = "feature"
-    __table_args__ = (Index(None, "sae_key", "density"),)
     sae_key: Mapped[int] = mapped_column(Integer, ForeignKey("sae.sae_key"), primary_key=True)
     feature_index: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     n_tokens_seen: Mapped[int | None]

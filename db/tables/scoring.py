@@ -5,9 +5,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from db.tables.base import Base
 
-DESCENDING_INDEXES = ("ix_concept_score_best", "ix_concept_score_order")
-"""Indexes of `concept_score` with a direction, made by revision 0014: Alembic cannot compare those with tables here."""
-
 
 class SaeFactsRow(Base):
     """`SaeFacts`."""

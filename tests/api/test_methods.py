@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from fastapi.testclient import TestClient
 from db import store
 from db.engine import make_engine, writing
 from db.migrate import upgrade
+from db.store.cursors import write_place
 from db.store.whole import to_json
-from safe_sail.records import HeadRef, NeuronRef
+from safe_sail.records import HeadRef, LinkKind, NeuronRef
 from tests.api.conftest import client_of
 from tests.api.seed import BEST
 from tests.db import builders as a
@@ -83,6 +85,44 @@ def test_links_are_found_by_study_and_by_feature(methods_client: TestClient):
     assert get(methods_client, f"{address}/5/links")["items"] == []
     (tested,) = get(methods_client, f"{address}/5/links?all=true&kind=head")["items"]
     assert tested["link"]["is_linked"] is False
+
+
+def test_links_are_walked_along_with_ties_from_both_ends(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    engine = make_engine(url)
+    upgrade(engine)
+    a.catalogue(engine)
+    causes = (1.0, 0.1 + 0.2, -2.0, 1.0, 1.0)  # ties, a number that decimals do not hold, one below zero
+    with writing(engine) as session:
+        store.save_circuit_search(session, of_circuits.a_search(CIRCUIT, None), run_id=a.RUN)
+        for slug in ("tiny.b", "tiny.a"):
+            found = [of_links.link(3, LinkKind.CIRCUIT, CIRCUIT.slug, cause, linked=cause != 1.0) for cause in causes]
+            store.save_link_study(session, of_links.study(*found, slug=slug), run_id=a.RUN)
+    engine.dispose()
+    places = [(study, place) for study in ("tiny.a", "tiny.b") for place in range(5)]
+    expected = sorted(places, key=lambda one: (-abs(causes[one[1]]), one))
+    with client_of(url) as client:
+        for address in (f"/v1/saes/{a.SAE}/features/3/links", f"/v1/circuits/{CIRCUIT.slug}/features"):
+            for limit in (1, 3, 5):
+                found, following = [], f"{address}?all=true&limit={limit}"
+                while following:
+                    answer = client.get(following)
+                    items = answer.json()["items"]
+                    assert 0 < len(items) <= limit
+                    found += [(one["study"], one["place"]) for one in items]
+                    following = answer.links.get("next", {}).get("url")
+                    assert (following is None) == (answer.json()["next_cursor"] is None)
+                assert found == expected
+            (last,) = client.get(address, params={"limit": 1}).json()["items"]
+            assert last["link"]["cause"]["value"]["value"] == -2.0
+            for cursor in ("x", client.get("/v1/links?limit=1").json()["next_cursor"], word("nan"), word("1", "-1")):
+                answer = client.get(address, params={"cursor": cursor})
+                assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (422, "invalid")
+
+
+def word(strength: str, place: str = "0") -> str:
+    """A cursor of the list of links with a place that is none."""
+    return write_place("links of a feature", strength, "tiny.a", place)
 
 
 def test_circuits_name_their_units_and_are_found_by_one(methods_client: TestClient):

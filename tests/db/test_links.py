@@ -9,6 +9,7 @@ from sqlalchemy import Engine, delete
 
 from db import store
 from db.engine import reading, writing
+from db.store.cursors import LinkPlace
 from db.tables import Base
 from safe_sail.errors import BadInput, BadRecord, NotFound
 from safe_sail.records import FeatureLink, LinkFlow, LinkKind, LinkMeasure, LinkStudy
@@ -113,6 +114,10 @@ def test_links_are_found_from_either_end_strongest_first(engine: Engine) -> None
         assert ranked(concept="weapons") == [circuit]
         assert ranked(flow=LinkFlow.OUT_OF_FEATURE) == []
         assert ranked(limit=1) == [other]
+        every = store.links_of_target(session, LinkKind.CIRCUIT, "tiny.refusal", model_id="tiny", linked_only=False)
+        for n, one in enumerate(every):
+            behind = LinkPlace(one.link.strength, one.study, one.place)
+            assert ranked(linked_only=False, after=behind) == [later.link for later in every[n + 1 :]]
         assert store.links_of_target(session, LinkKind.CIRCUIT, "tiny.refusal", model_id="other") == []
         assert store.links_of_target(session, LinkKind.CIRCUIT, "\x00", model_id="tiny") == []
         assert [(one.slug, one.n_linked) for one in store.list_link_studies(session, sae=a.SAE)] == [

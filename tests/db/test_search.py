@@ -58,7 +58,8 @@ def test_features_come_in_the_order_of_the_database_s_own_relevance(engine: Engi
     texts = ["bomb and much else that is long", "a bomb", "no such word", "bomb bomb bomb", "bombs are here", "bomb"]
     save(engine, texts)
     raw = {
-        "sqlite": "SELECT rowid, -bm25(explanation_fts) FROM explanation_fts WHERE explanation_fts MATCH '\"bomb\"*'",
+        "sqlite": "SELECT rowid & 4294967295, -bm25(explanation_fts) FROM explanation_fts "
+        "WHERE explanation_fts MATCH '\"bomb\"*'",
         "postgresql": "SELECT explanation_key, ts_rank(explanation_vector, to_tsquery('simple', 'bomb:*'))::float8 "
         "FROM explanation WHERE explanation_vector @@ to_tsquery('simple', 'bomb:*')",
     }[engine.dialect.name]

@@ -195,16 +195,16 @@ CREATE TABLE direction_search (
 CREATE INDEX ix_direction_search_model_id ON direction_search (model_id);
 
 CREATE TRIGGER explanation_fts_delete AFTER DELETE ON explanation BEGIN
-    INSERT INTO explanation_fts(explanation_fts, rowid, text) VALUES ('delete', old.explanation_key, old.text);
+    INSERT INTO explanation_fts(explanation_fts, rowid, text) VALUES ('delete', (old.feature_index << 32) + old.explanation_key, old.text);
 END;
 
 CREATE TRIGGER explanation_fts_insert AFTER INSERT ON explanation BEGIN
-    INSERT INTO explanation_fts(rowid, text) VALUES (new.explanation_key, new.text);
+    INSERT INTO explanation_fts(rowid, text) VALUES ((new.feature_index << 32) + new.explanation_key, new.text);
 END;
 
-CREATE TRIGGER explanation_fts_update AFTER UPDATE OF text, explanation_key ON explanation BEGIN
-    INSERT INTO explanation_fts(explanation_fts, rowid, text) VALUES ('delete', old.explanation_key, old.text);
-    INSERT INTO explanation_fts(rowid, text) VALUES (new.explanation_key, new.text);
+CREATE TRIGGER explanation_fts_update AFTER UPDATE OF text, explanation_key, feature_index ON explanation BEGIN
+    INSERT INTO explanation_fts(explanation_fts, rowid, text) VALUES ('delete', (old.feature_index << 32) + old.explanation_key, old.text);
+    INSERT INTO explanation_fts(rowid, text) VALUES ((new.feature_index << 32) + new.explanation_key, new.text);
 END;
 
 CREATE TABLE explanation (
@@ -222,7 +222,7 @@ CREATE TABLE explanation (
 );
 
 CREATE VIRTUAL TABLE explanation_fts USING fts5(
-    text, content='explanation', content_rowid='explanation_key', tokenize='unicode61 remove_diacritics 0');
+    text, content='', tokenize='unicode61 remove_diacritics 0');
 
 CREATE TABLE explanation_score (
 	explanation_key INTEGER NOT NULL,
@@ -257,8 +257,6 @@ CREATE TABLE feature (
 	CONSTRAINT fk_feature_sae_key_sae FOREIGN KEY(sae_key) REFERENCES sae (sae_key)
 );
 
-CREATE INDEX ix_feature_sae_key_density ON feature (sae_key, density);
-
 CREATE TABLE feature_link (
 	study TEXT NOT NULL,
 	place INTEGER NOT NULL,
@@ -282,6 +280,48 @@ CREATE TABLE feature_link (
 CREATE INDEX ix_feature_link_kind_target_strength ON feature_link (kind, target, strength);
 
 CREATE INDEX ix_feature_link_sae_key_feature_index_strength ON feature_link (sae_key, feature_index, strength);
+
+CREATE TABLE feature_listing (
+	sae_key INTEGER NOT NULL,
+	feature_index INTEGER NOT NULL,
+	density DOUBLE,
+	max_activation DOUBLE,
+	n_contexts BIGINT,
+	concept TEXT,
+	rate_gap DOUBLE,
+	rate_gap_low DOUBLE,
+	rate_gap_high DOUBLE,
+	rate_gap_n BIGINT,
+	rate_gap_level DOUBLE,
+	auroc DOUBLE,
+	auroc_low DOUBLE,
+	auroc_high DOUBLE,
+	auroc_n BIGINT,
+	auroc_level DOUBLE,
+	text TEXT,
+	explainer TEXT,
+	score DOUBLE,
+	score_low DOUBLE,
+	score_high DOUBLE,
+	score_n BIGINT,
+	score_level DOUBLE,
+	control DOUBLE,
+	control_low DOUBLE,
+	control_high DOUBLE,
+	control_n BIGINT,
+	control_level DOUBLE,
+	CONSTRAINT pk_feature_listing PRIMARY KEY (sae_key, feature_index),
+	CONSTRAINT fk_feature_listing_sae_key_feature_index_feature FOREIGN KEY(sae_key, feature_index) REFERENCES feature (sae_key, feature_index)
+)
+ WITHOUT ROWID
+
+;
+
+CREATE INDEX ix_feature_listing_by_density ON feature_listing (sae_key, density DESC, feature_index);
+
+CREATE INDEX ix_feature_listing_by_rate_gap ON feature_listing (sae_key, rate_gap DESC, feature_index);
+
+CREATE INDEX ix_feature_listing_by_score ON feature_listing (sae_key, score DESC, feature_index);
 
 CREATE TABLE feature_tag (
 	sae_key INTEGER NOT NULL,
