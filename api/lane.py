@@ -1,4 +1,4 @@
-"""A short way to the answers that are asked for most: one feature, and a page of features without filters.
+"""A short way to the answers that are asked for most: one feature, and a page of features.
 
 The framework's way through its routers, dependencies and validation costs as much as these reads. The lane takes
 plain, valid requests to these two addresses and calls the route's own function; every other request, and every one
@@ -10,18 +10,16 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import Request, Response
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.access import require_access
 from api.problems import respond
 from api.routes.features import FeatureListQuery, get_feature, get_features
-from db.store import FeatureSort
 from safe_sail.errors import SafeSailError
 
 _PATH = re.compile(r"/v1/saes/([A-Za-z0-9][A-Za-z0-9._-]{0,199})/features(?:/(0|[1-9][0-9]{0,8}))?")
-_LIMIT = re.compile(r"[1-9][0-9]{0,2}")
-_SORTS = {str(sort): sort for sort in FeatureSort}
 TEMPLATES = ("/v1/saes/{sae}/features", "/v1/saes/{sae}/features/{index}")
 
 
@@ -61,18 +59,17 @@ def _asked(scope: Scope) -> tuple[str, int | None, Any] | None:
     text = scope["query_string"]
     if index is not None:
         return None if text else (sae, int(index), None)
-    if text.count(b"&") > 2:
-        return None
-    given = parse_qsl(text.decode("latin-1"), keep_blank_values=True) if text else []
-    query = _query(dict(given)) if len(dict(given)) == len(given) else None
+    query = _query(text.decode("latin-1"))
     return None if query is None else (sae, None, query)
 
 
-def _query(given: dict[str, str]) -> FeatureListQuery | None:
-    """The query of a page without filters; None for any other."""
-    if not given.keys() <= {"cursor", "limit", "sort"}:
+def _query(text: str) -> FeatureListQuery | None:
+    """The query of a page; None where the framework would refuse it."""
+    given = parse_qsl(text, keep_blank_values=True) if text else []
+    named = dict(given)
+    if len(named) != len(given) or not named.keys() <= FeatureListQuery.model_fields.keys():
         return None
-    limit, cursor, sort = given.get("limit", "50"), given.get("cursor"), _SORTS.get(given.get("sort", "index"))
-    if sort is None or not _LIMIT.fullmatch(limit) or int(limit) > 200 or (cursor is not None and len(cursor) > 300):
+    try:
+        return FeatureListQuery.model_validate(named)
+    except ValidationError:
         return None
-    return FeatureListQuery.model_construct(cursor=cursor, limit=int(limit), sort=sort)

@@ -62,15 +62,16 @@ def test_a_page_is_answered_as_its_rows_are(client: TestClient, database_url: st
 
 PARTS = st.sampled_from(
     ["limit=3", "limit=0", "limit=201", "limit=", "limit=3.0", "limit=%33", "sort=score", "sort=best", "sort=relevance",
-     "cursor=x", "cursor=", "cursor=WyJpbmRleCIsMSwxLDFd", "q=words", "other=1",
-     "include=total", "concept=cult", "%", "=", "limit"]
+     "cursor=x", "cursor=", "cursor=WyJpbmRleCIsMSwxLDFd", "q=words", "q=", "q=fires+on", "other=1",
+     "include=total", "include=all", "concept=cult", "concept=nobody", "specific=on", "specific=maybe",
+     "min_rate_gap=.25", "min_rate_gap=nan", "max_density=1e-1", "has_explanation=0", "tag=%C3%A9", "%", "=", "limit"]
 )  # fmt: skip
 PLACES = st.sampled_from(
     ["", "/3", "/7", "/03", "/-1", "/512", "/99999999999", "/3/", "/x", "/%33", "/"]
 )  # fmt: skip
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(
     sae=st.sampled_from([BEST, BARE, "nobody", "a%00b", "%2e", "a" * 201]), place=PLACES,
     parts=st.lists(PARTS, max_size=6),
@@ -101,8 +102,9 @@ def test_the_lane_takes_what_is_asked_for_most(database_url: str):
 
     for path in (f"/v1/saes/{BEST}/features/3", f"/v1/saes/{BEST}/features"):
         asyncio.run(ask(path))
-    asyncio.run(ask(f"/v1/saes/{BEST}/features", b"sort=score&limit=5"))
-    assert answered == [200, None] * 3
+    for query in (b"sort=score&limit=5", b"q=fires+on&concept=cult&include=total"):
+        asyncio.run(ask(f"/v1/saes/{BEST}/features", query))
+    assert answered == [200, None] * 4
     app.state.direct.close()
 
 
