@@ -111,7 +111,7 @@ def test_an_upgrade_fills_the_table_as_saving_does(empty: Engine) -> None:
     with write_connection(empty, mode="migrate") as connection:  # back to the revision before
         connection.execute(text("DROP TABLE feature_listing"))
         connection.execute(text("CREATE INDEX ix_feature_sae_key_density ON feature (sae_key, density)"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0014'"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0015'"))
     upgrade(empty)
     assert rows_of(empty) == saved
     assert len(saved) == 6
