@@ -1,5 +1,6 @@
 """Contrastive pairs from texts that have a concept: a language model rewrites each without it, a second call checks.
 
+safe-sail write-pairs --texts organism --out pairs
 safe-sail write-pairs --texts texts.jsonl --out pairs --base-url URL --model MODEL --budget-tokens 200000 --dry-run
 safe-sail score-saes --concepts pairs/pairs.jsonl
 """
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -25,6 +27,7 @@ from safe_sail.features.pair_writer import WrittenPair, check_control, pair_requ
 from safe_sail.llm.client import OpenAiClient
 from safe_sail.llm.exchange import Spending
 from safe_sail.llm.pricing import PriceTable, forecast, load_prices
+from safe_sail.organism.concept_data import concept_pairs
 from safe_sail.provenance import finish_run, start_run
 from safe_sail.records import RunInfo
 from safe_sail.settings import LlmSettings
@@ -48,6 +51,9 @@ from scripts.options import (
 from scripts.progress import tqdm
 from scripts.run_records import end_run, keep_run
 
+ORGANISM: Final = "organism"
+N_GRAMMAR_PAIRS: Final = 64
+"""Pairs of each of the organism's concepts."""
 PAIRS, REJECTED, RUN = "pairs.jsonl", "rejected.jsonl", "run.json"
 _PASSING: Final = frozenset(
     {"budget_exhausted", "rate_limited", "quota_exhausted", "timeout", "connection", "server_error"}
@@ -69,7 +75,10 @@ class PairTally:
 
 
 def write(
-    texts: Annotated[list[str], typer.Option(help=".jsonl, .csv or hub data set of texts that have their concept.")],
+    texts: Annotated[
+        list[str],
+        typer.Option(help=".jsonl, .csv or hub data set of texts that have their concept; organism asks nobody."),
+    ],
     out: Annotated[Path, typer.Option(help=f"Folder for {PAIRS}, {REJECTED} and {RUN}; it is continued.")],
     taxonomy: Annotated[Path | None, typer.Option(help="YAML or JSON of domains, categories and concepts.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Texts at most, in their order.")] = None,
@@ -87,6 +96,9 @@ def write(
     as_json: AsJson = False,
 ) -> None:
     """Write contrastive pairs for score-saes; a killed or interrupted run goes on where it was."""
+    if list(texts) == [ORGANISM]:
+        _write_from_grammar(PairFolder(out), limit, as_json=as_json)
+        return
     llm = llm_runs.llm_settings(
         base_url, model, budget_tokens=budget_tokens, budget_money=budget_money, cache=cache, in_flight=in_flight,
         timeout=timeout,
@@ -272,6 +284,23 @@ def _write(
         tally.interrupted = True
 
 
+def _write_from_grammar(folder: PairFolder, limit: int | None, *, as_json: bool) -> None:
+    """The organism's pairs, which its grammar makes without a language model; those that are there stay."""
+    made = dict(islice(concept_pairs(n=N_GRAMMAR_PAIRS, seed=0), limit))
+    tally = PairTally()
+    left = folder.left(list(made), tally, again=False)
+    run = start_run("write-pairs", settings={"texts": [ORGANISM], "limit": limit}, seed=0, device="cpu")
+    folder.tidy()
+    for source in left:
+        pair = WrittenPair(
+            source=source, rewrite=made[source], reason=None, message="", raw=None, spending=llm_runs.FREE
+        )  # fmt: skip
+        folder.add(pair)
+        tally.n_pairs += 1
+    folder.say(finish_run(run), tally)
+    print_tally(tally, None, folder, as_json=as_json)
+
+
 # what a person reads
 
 
@@ -286,12 +315,15 @@ def _report(tally: PairTally) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def print_tally(tally: PairTally, llm: LlmSettings, folder: PairFolder, *, as_json: bool) -> None:
+def print_tally(tally: PairTally, llm: LlmSettings | None, folder: PairFolder, *, as_json: bool) -> None:
     """Prints how the texts ended and what it cost."""
     if as_json:
         print(json.dumps(_report(tally), indent=2))
         return
     print(f"{tally.n_pairs} pairs written, {tally.n_there} were written before; in {folder.folder / PAIRS}")
+    if llm is None:
+        print("made by the grammar: nobody was asked")
+        return
     reasons = ", ".join(f"{reason} {n}" for reason, n in tally.rejected.most_common())
     print(f"{tally.rejected.total()} without a pair{': ' + reasons if reasons else ''}; see {folder.folder / REJECTED}")
     n_checked, n_called = tally.control

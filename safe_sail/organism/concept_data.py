@@ -1,8 +1,9 @@
 """The organism's safety concepts as labelled texts: what SAEs are scored on when no other data is given."""
 
 import random
+from collections.abc import Iterator
 
-from safe_sail.data.concepts import ConceptDataset, LabelledText
+from safe_sail.data.concepts import ConceptDataset, ConceptText, LabelledText
 from safe_sail.errors import BadSettings
 from safe_sail.organism.grammar import Split, contrastive_pairs
 from safe_sail.organism.lexicon import HARMFUL
@@ -47,6 +48,17 @@ def concept_dataset(concept: str, split: Split, *, n: int, seed: int) -> Concept
         split=split,
         source=f"organism grammar, seed {seed}",
     )
+
+
+def concept_pairs(*, n: int, seed: int) -> Iterator[tuple[ConceptText, str]]:
+    """n pairs of every harmful concept: a text that has it, and the same text with a harmless thing in its place.
+
+    Half of them have words and sentences of each split of the grammar.
+    """
+    for concept in HARMFUL:
+        for split, share in (("train", n - n // 2), ("held_out", n // 2)):
+            for about, without in _distinct(concept.name, split, n=share, seed=seed) if share else ():
+                yield ConceptText(concept.name, concept.domain, concept.category, about), without
 
 
 def _distinct(concept: str, split: Split, *, n: int, seed: int) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """`safe-sail write-pairs` against a real server: every text ends once, whatever it does, and nothing is paid twice."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import typer
 from safe_sail.data.concepts import read_concepts
 from safe_sail.errors import BadInput, CorpusUnreadable, EndpointUnreachable
 from safe_sail.features.pair_prompts import CHECK_SYSTEM, original_is_a
+from safe_sail.organism.lexicon import CONCEPTS, HARMFUL
 from scripts.write_pairs import PAIRS, REJECTED, RUN, write
 from tests.llm_server import Act, Call, Hang, LlmServer, Raw, Say, Status
 
@@ -90,6 +92,24 @@ def test_pairs_are_written_and_read_by_score_saes(texts: Path, tmp_path: Path, c
     kept = json.loads((tmp_path / "out" / RUN).read_text())
     assert kept["run"]["command"] == "write-pairs"
     assert kept["run"]["settings"]["prompts"] == ["pair-write/1", "pair-check/1"]
+
+
+def test_the_grammar_writes_pairs_without_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words: dict[str, Any] = {"texts": ["organism"], "out": tmp_path / "out", "as_json": True}
+    write(**words, limit=40)
+    assert said(capsys)["pairs"] == 40
+    write(**words)
+    report = said(capsys)
+    assert (report["pairs"], report["there_before"], report["attempts"]) == (64 * len(HARMFUL) - 40, 40, 0)
+    found = {one.concept: one for one in read_concepts(tmp_path / "out" / PAIRS)}
+    assert set(found) == {concept.name for concept in HARMFUL}
+    fillers = {word for concept in HARMFUL for word in concept.fillers}
+    for name, one in found.items():
+        assert len(one.pairs) == 64
+        for about, without in one.pairs:
+            own, twins = (set(re.findall(r"\w+", text)) for text in (about, without))
+            assert (own - twins) & set(CONCEPTS[name].fillers), "the text has a word of its concept"
+            assert not (twins - own) & fillers, "and what its twin has instead is of none"
 
 
 def test_the_checker_sees_originals_in_both_places(texts: Path, tmp_path: Path):
