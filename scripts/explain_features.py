@@ -5,9 +5,10 @@ safe-sail explain-features --sae SAE --explainer llm --base-url URL --model MODE
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -19,10 +20,13 @@ from safe_sail.errors import BadInput
 from safe_sail.features import explain, lexical
 from safe_sail.features.baseline import lexical_explanation, write_lexically
 from safe_sail.features.explain import NO_PROMPT, ExplainTask, LlmExplained, NotExplained
+from safe_sail.features.output_tokens import OutputTokens
+from safe_sail.features.output_tokens import output_tokens as output_tokens_of
 from safe_sail.features.prompts import EXPLANATION_VERSION, FeatureSamples
 from safe_sail.llm.batch import BatchAnswers
 from safe_sail.llm.exchange import ChatRequest, FailureReason
 from safe_sail.llm.pricing import PriceTable, forecast, load_prices
+from safe_sail.organism.load import organism_sae_paths
 from safe_sail.provenance import start_run
 from safe_sail.records import Explanation, FeatureId, LedgerEntry, RunInfo, Stage
 from safe_sail.settings import ExplainSettings, LexicalSettings, LlmSettings
@@ -51,6 +55,7 @@ from scripts.options import (
 )
 from scripts.progress import tqdm
 from scripts.run_records import end_run, keep_run
+from scripts.subjects import load_handle, load_saes
 
 LEXICAL = LexicalSettings()
 """The same for every run: judging finds by it which words were shown."""
@@ -66,6 +71,8 @@ class _Job(NamedTuple):
     settings: ExplainSettings = ExplainSettings()
     again: bool = False
     """Whether features are asked for again that failed for good."""
+    written: Mapping[int, OutputTokens] = MappingProxyType({})
+    """What features promote and suppress, where the language model is shown it."""
     batch: Batch = Batch()
     """Files that answer instead of the endpoint, and those that ask on."""
 
@@ -78,8 +85,10 @@ class _Job(NamedTuple):
         """What the run keeps of its settings."""
         settings = asdict(self.settings if self.llm else LEXICAL)
         llm = asdict(self.llm) if self.llm else None
+        shown = max((len(one.promotes) for one in self.written.values()), default=0)
         return settings | {
-            "sae": self.sae, "limit": self.limit, "explainer": "llm" if llm else lexical.EXPLAINER, "llm": llm
+            "sae": self.sae, "limit": self.limit, "explainer": "llm" if llm else lexical.EXPLAINER, "llm": llm,
+            "n_output_tokens": shown,
         }  # fmt: skip
 
 
@@ -99,6 +108,15 @@ def explain_features(
     batch_out: BatchOut = None,
     batch_in: BatchIn = None,
     retry_failed: RetryFailed = False,
+    output_tokens: Annotated[
+        int, typer.Option(min=0, help="Next tokens shown that a feature promotes, and suppresses; loads model and SAE.")
+    ] = 0,
+    subject: Annotated[
+        str | None, typer.Option(help="Model of the SAE, for --output-tokens; the organism if absent.")
+    ] = None,
+    subject_sae: Annotated[
+        str | None, typer.Option(help="The SAE's folder or registry name, for --output-tokens; else the organism's.")
+    ] = None,
     database: DatabaseUrl = DEFAULT_DATABASE,
     as_json: AsJson = False,
 ) -> None:
@@ -121,11 +139,15 @@ def explain_features(
     tally = llm_runs.Tally()
     slug = llm_runs.choose_sae(engine, sae)
     job = _Job(slug, limit, llm, again=retry_failed, batch=batch)
+    if output_tokens:
+        job = job._replace(written=_output_tokens(engine, job, subject, subject_sae, output_tokens))
     if dry_run:
         print(_forecast(engine, _left(engine, job, tally), job, table))
         return
     if batch_out is not None and batch.is_first and llm is not None:
-        requests = explain.explanation_requests(_tasks(engine, _left(engine, job, tally), []), job.settings)
+        requests = explain.explanation_requests(
+            _tasks(engine, _left(engine, job, tally), [], job.written), job.settings
+        )
         print(write_requests((one for one in requests if isinstance(one, ChatRequest)), batch_out, llm, table))
         return
     run = _explain_left(engine, job, table, tally)
@@ -180,13 +202,38 @@ def _left(engine: Engine, job: _Job, tally: llm_runs.Tally) -> list[FeatureId]:
     return [FeatureId(sae=job.sae, index=index) for index in listed if index in left]
 
 
-def _tasks(engine: Engine, features: Sequence[FeatureId], silent: list[FeatureId]) -> Iterator[ExplainTask]:
+def _output_tokens(engine: Engine, job: _Job, model: str | None, sae: str | None, n: int) -> dict[int, OutputTokens]:
+    """What the job's features promote and suppress, by index.
+
+    Raises:
+        BadInput: nobody would be shown it, or the SAE is another one than the database's.
+    """
+    if job.llm is None:
+        raise BadInput("--output-tokens are shown to a language model: give --explainer llm.")
+    names = [sae] if sae else [str(path) for slug, path in organism_sae_paths().items() if slug == job.sae]
+    if not names:
+        raise BadInput(f"--subject-sae: where is `{job.sae}`? It is none of the organism's; give its folder or name.")
+    handle = load_handle(model, None, device="cpu", dtype="float32")
+    (found,) = load_saes(names, handle, device="cpu")
+    if found.ref.slug != job.sae:
+        raise BadInput(f"--subject-sae: expected `{job.sae}`, whose features are explained; got `{found.ref.slug}`.")
+    listed = [one.index for one in llm_runs.best_features(engine, job.sae, job.limit)]
+    return output_tokens_of(handle, found, listed, n=n)
+
+
+def _tasks(
+    engine: Engine, features: Sequence[FeatureId], silent: list[FeatureId], written: Mapping[int, OutputTokens]
+) -> Iterator[ExplainTask]:
     """The tasks of features that fire; the others are named in `silent`."""
     for feature in features:
         kept = llm_runs.kept_contexts(engine, feature)
         shown = kept.halves.explain
         if kept.scale > 0 and shown.active:
-            samples = FeatureSamples(active=tuple(shown.active), silent=tuple(shown.silent), scale=kept.scale)
+            promotes, suppresses = written.get(feature.index, ((), ()))
+            samples = FeatureSamples(
+                active=tuple(shown.active), silent=tuple(shown.silent), scale=kept.scale, promotes=promotes,
+                suppresses=suppresses,
+            )  # fmt: skip
             yield ExplainTask(feature, samples)
         else:
             silent.append(feature)
@@ -199,7 +246,7 @@ def _forecast(engine: Engine, todo: Sequence[FeatureId], job: _Job, table: Price
     if job.llm is None:
         return f"{len(todo)} features to explain by their words: nobody is asked, and it costs nothing."
     price = table.price_of(base_url=job.llm.base_url, model=job.llm.model)
-    requests = explain.explanation_requests(_tasks(engine, todo, []), job.settings)
+    requests = explain.explanation_requests(_tasks(engine, todo, [], job.written), job.settings)
     return str(forecast((one for one in requests if isinstance(one, ChatRequest)), price))
 
 
@@ -242,7 +289,7 @@ def _explain(
     async def work() -> None:
         async with client_of(llm, table, job.batch) as client:
             keep_run(engine, run)  # only now: an endpoint that is down leaves no trace
-            found = explain.explain_features(_tasks(engine, todo, silent), client, job.settings)
+            found = explain.explain_features(_tasks(engine, todo, silent, job.written), client, job.settings)
             bar = tqdm[Any](desc="explaining", total=len(todo), unit="feature", disable=None)
             try:
                 async with aclosing(found) as outcomes:

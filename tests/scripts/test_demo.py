@@ -18,6 +18,7 @@ from safe_sail.organism.grammar import CONCEPTS
 from safe_sail.organism.load import organism_sae_paths
 from safe_sail.records import FeatureId
 from scripts.demo_results import whole_run
+from tests.llm_server import Act, Call, LlmServer, Say
 
 pytestmark = pytest.mark.slow
 
@@ -121,6 +122,27 @@ def test_explanations_of_the_demo_are_judged_again(printed: str, database: str):
     assert found["judged"] + sum(found["failed"].values()) == N_FEATURES
     assert "contexts_not_kept" not in found["failed"]
     assert found["judged"] > 0.7 * N_FEATURES
+
+
+def test_an_explainer_is_shown_what_features_promote_where_asked(printed: str, database: str):
+    def answers(call: Call) -> Act:
+        if not call.asked.startswith("{"):
+            return Say("hello")
+        return Say(json.dumps({"explanations": [{"id": "A", "explanation": "some words"}]}))
+
+    slug = "organism.resid_post.3.topk4-1024"
+    with LlmServer(answers) as server:
+        words = ["explain-features", "--database", database, "--sae", slug, "--explainer", "llm", "--model", "m"]
+        words += ["--base-url", server.url, "--output-tokens", "5", "--limit", "3", "--json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "scripts.main", *words], capture_output=True, text=True, check=False, env=ENVIRONMENT
+        )
+        shown = [json.loads(call.asked)["features"][0] for call in server.calls if call.asked.startswith("{")]
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["explained"] == len(shown) == 3
+    for feature in shown:
+        assert len(set(feature["promotes"])) == len(set(feature["suppresses"])) == 5
+        assert not set(feature["promotes"]) & set(feature["suppresses"])
 
 
 def test_a_demo_whose_results_were_replaced_is_not_whole(printed: str, database: str):

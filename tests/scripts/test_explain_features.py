@@ -33,6 +33,7 @@ from safe_sail.errors import (
     PriceUnknown,
     SchemaOutOfDate,
 )
+from safe_sail.organism.load import organism_sae_paths
 from safe_sail.records import Context, ContextSample, Explanation, JudgeMethod, LedgerEntry, Stage, TopContexts
 from scripts.main import app
 from tests.db import builders as a
@@ -382,6 +383,25 @@ def test_a_run_that_is_ended_loses_nothing_that_came(database: str, how: signal.
         assert {word_of(call) for call in server.calls} - {""} == set(WORDS[:3]), "what is there is not asked again"
     assert (rest["explained"], rest["there_before"]) == (3, 3)
     assert len(ledger(database)) == len(explanations(database)) == 6
+
+
+def test_output_tokens_belong_to_an_explanation_by_a_language_model_and_to_its_own_sae(database: str, tmp_path: Path):
+    with LlmServer(explainer) as server:
+        for words, says in (
+            (["explain-features", "--database", database, "--output-tokens", "3"], "--explainer llm"),
+            (by_llm(server, database, "--output-tokens", "3"), "where is"),
+            (
+                by_llm(
+                    server, database, "--output-tokens", "3", "--subject-sae",
+                    str(organism_sae_paths()["organism.resid_post.3.topk8-256"]),
+                ),
+                "whose features are explained",
+            ),
+        ):  # fmt: skip
+            done = safe_sail(*words)
+            assert isinstance(done.exception, BadInput), (words, done.exception)
+            assert says in str(done.exception)
+        assert server.calls == []
 
 
 # batches
