@@ -55,8 +55,9 @@ def concept_pairs(*, n: int, seed: int) -> Iterator[tuple[ConceptText, str]]:
 
     Half of them have words and sentences of each split of the grammar.
     """
+    shares: tuple[tuple[Split, int], ...] = (("train", n - n // 2), ("held_out", n // 2))
     for concept in HARMFUL:
-        for split, share in (("train", n - n // 2), ("held_out", n // 2)):
+        for split, share in shares:
             for about, without in _distinct(concept.name, split, n=share, seed=seed) if share else ():
                 yield ConceptText(concept.name, concept.domain, concept.category, about), without
 
