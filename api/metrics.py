@@ -1,14 +1,14 @@
-"""What a monitor asks for: requests by route with their time, jobs by state, in the format of Prometheus.
+"""What a monitor asks for: requests by route with their time, jobs by state, what language models cost; for Prometheus.
 
 Routes are counted by their template, never by the address that was asked for, so that nobody can make series at will.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 from sqlalchemy import Engine, func, select
@@ -16,6 +16,7 @@ from starlette.types import Scope
 
 from db import tables
 from db.engine import reading
+from db.store import LedgerTotal, ledger_totals
 from safe_sail.records import JobState
 
 router = APIRouter()
@@ -39,7 +40,7 @@ class Metrics:
             "safe_sail_requests", "Requests answered.", ("method", "route", "status"), registry=self.registry
         )
         ProcessCollector(registry=self.registry)
-        self.registry.register(_Jobs(engine))
+        self.registry.register(_Kept(engine))
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         """Counts one answer."""
@@ -48,8 +49,8 @@ class Metrics:
         self.answers.labels(method, route, str(status)).inc()
 
 
-class _Jobs(Collector):
-    """Jobs by state and the age of the oldest that waits, asked of the database when a monitor asks."""
+class _Kept(Collector):
+    """Jobs and what language models cost, asked of the database when a monitor asks."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -59,13 +60,14 @@ class _Jobs(Collector):
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """The two gauges.
+        """Jobs by state with the age of the oldest that waits, and the ledger's sums.
 
         Raises:
             StoreError: as `db.engine.reading`.
         """
         row = tables.JobRow
         with reading(self._engine) as session:
+            totals = ledger_totals(session)
             counted: dict[str, int] = dict(session.execute(select(row.state, func.count()).group_by(row.state)).all())
             oldest = session.scalar(select(func.min(row.created)).where(row.state == str(JobState.QUEUED)))
         jobs = GaugeMetricFamily("safe_sail_jobs", "Jobs by state.", labels=("state",))
@@ -74,6 +76,28 @@ class _Jobs(Collector):
         yield jobs
         age = 0.0 if oldest is None else (datetime.now(UTC) - oldest).total_seconds()
         yield GaugeMetricFamily("safe_sail_oldest_queued_job_seconds", "Age of the oldest job that waits.", max(age, 0))
+        yield from _spent(totals)
+
+
+def _spent(totals: Sequence[LedgerTotal]) -> Iterator[Metric]:
+    by = ("model", "stage")
+    tokens = CounterMetricFamily(
+        "safe_sail_llm_tokens",
+        "Tokens of language models; `assumed`: may be billed.",
+        None,
+        (*by, "kind"),
+    )
+    requests = CounterMetricFamily("safe_sail_llm_requests", "Requests sent to language models.", None, by)
+    cost = CounterMetricFamily("safe_sail_llm_cost_dollars", "At list price, where the price is known.", None, by)
+    unpriced = CounterMetricFamily("safe_sail_llm_unpriced", "Features whose price is not known.", None, by)
+    for one in totals:
+        of = (one.model, one.stage)
+        for kind in ("prompt", "completion", "assumed"):
+            tokens.add_metric((*of, kind), getattr(one, f"{kind}_tokens"))
+        requests.add_metric(of, one.attempts)
+        cost.add_metric(of, one.cost)
+        unpriced.add_metric(of, one.n_unpriced)
+    yield from (tokens, requests, cost, unpriced)
 
 
 def route_of(scope: Scope) -> str:

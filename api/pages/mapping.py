@@ -32,11 +32,15 @@ class Spot(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A concept's name, at the middle of the features that it is best for."""
+    """A concept's name, near the middle of the features that it is best for."""
 
     name: str
     x: float
+    """Middle of the name."""
     y: float
+    """Its baseline."""
+    anchor: tuple[float, float] | None
+    """Middle of the features, where the name had to stand off it."""
 
 
 class FeatureMap(NamedTuple):
@@ -85,7 +89,7 @@ def feature_map(found: Sequence[FeatureGaps], concepts: Sequence[Concept]) -> Fe
         WIDTH,
         HEIGHT,
         spots,
-        [_place(name, spots) for name in dict.fromkeys(spot.concept for spot in spots)],
+        _places(spots),
         list(styles.items()),
         float((sizes[:2] ** 2).sum()) / spread,
         len(known) / gaps.size,
@@ -97,7 +101,33 @@ def _fit(values: np.ndarray, size: float) -> np.ndarray:
     return _PAD + (values - low) / max(high - low, 1e-12) * (size - 2 * _PAD)
 
 
-def _place(name: str, spots: Sequence[Spot]) -> Place:
-    mine = [spot for spot in spots if spot.concept == name]
-    x, y = (float(np.median([spot[i] for spot in mine])) for i in (1, 2))
-    return Place(name, round(min(max(x, 60.0), WIDTH - 60.0), 1), round(y, 1))
+_LETTER, _LINE, _ABOVE = 8.0, 17.0, 9.0
+"""Width of a letter and height of a line of names at most, and how far a name stands above the middle."""
+
+
+def _places(spots: Sequence[Spot]) -> list[Place]:
+    """A name for each concept, none over another: moved up or down by lines, or left out where there is no room.
+
+    Concepts that are best for more features come first (ties: name).
+    """
+    mine: dict[str, list[Spot]] = {}
+    for spot in spots:
+        mine.setdefault(spot.concept, []).append(spot)
+    placed: list[Place] = []
+    for name in sorted(mine, key=lambda name: (-len(mine[name]), name)):
+        middle = tuple(round(float(np.median([spot[i] for spot in mine[name]])), 1) for i in (1, 2))
+        half = len(name) * _LETTER / 2
+        x = round(min(max(middle[0], half), WIDTH - half), 1)
+        for lines in range(int(HEIGHT // _LINE)):
+            free = [
+                y for y in (middle[1] - _ABOVE - lines * _LINE, middle[1] - _ABOVE + lines * _LINE)
+                if _LINE <= y <= HEIGHT - 4 and not any(_touch(x, y, name, other) for other in placed)
+            ]  # fmt: skip
+            if free:
+                placed.append(Place(name, x, round(free[0], 1), (middle[0], middle[1]) if lines else None))
+                break
+    return placed
+
+
+def _touch(x: float, y: float, name: str, other: Place) -> bool:
+    return abs(y - other.y) < _LINE and abs(x - other.x) < (len(name) + len(other.name)) * _LETTER / 2

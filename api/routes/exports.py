@@ -1,6 +1,5 @@
 """All that is known of an SAE's features as one stream, lines of JSON or a Parquet file, in bounded memory."""
 
-import json
 from collections.abc import Iterator
 from enum import StrEnum
 from itertools import chain
@@ -10,16 +9,16 @@ from fastapi import APIRouter, Query, Request
 from sqlalchemy import Engine
 from starlette.responses import StreamingResponse
 
+from api.bodies import feature_body
 from api.deps import SaeSlug, SessionDep
 from api.import_lines import reference_lines
-from api.schemas import feature_detail
-from api.wire import as_wire
 from db.engine import reading
 from db.interchange.bundles import references
 from db.interchange.parquet import require_pyarrow
 from db.interchange.parquet_features import stream_parquet
 from db.lookup import find_sae
-from db.store import FeatureBundle, FeatureFilter, list_features, load_feature
+from db.prepared import run_in
+from db.store import FeatureBundle, FeatureFilter, FeatureRows, bundle_of, page_rows, rows_of_features
 from safe_sail.records import FeatureId
 
 router = APIRouter(tags=["exports"])
@@ -68,24 +67,29 @@ def export_features(
     headers = {"Content-Disposition": f'attachment; filename="{sae}.{end}"'}
     if form is ExportFormat.PARQUET:
         require_pyarrow()  # a stream that has begun cannot become a problem
-        return StreamingResponse(stream_parquet(portions), media_type=_FILE, headers=headers)
+        return StreamingResponse(stream_parquet(_bundles(portions)), media_type=_FILE, headers=headers)
     before = reference_lines(references(session, sae)) if form is ExportFormat.PORTABLE else []
     return StreamingResponse(chain(before, _lines(portions)), media_type=_LINES, headers=headers)
 
 
-def _portions(engine: Engine, sae: str, filters: FeatureFilter) -> Iterator[list[FeatureBundle]]:
+def _portions(engine: Engine, sae: str, filters: FeatureFilter) -> Iterator[list[tuple[int, FeatureRows]]]:
     cursor = None
     while True:
         with reading(engine) as session:
-            page = list_features(session, sae, filters=filters, cursor=cursor, limit=_AT_ONCE)
-            bundles = [load_feature(session, FeatureId(sae=sae, index=row.index)) for row in page.rows]
-        yield bundles
+            page = page_rows(run_in(session), sae, filters=filters, cursor=cursor, limit=_AT_ONCE)
+            indices = [row.feature_index for row in page.rows]
+            portion = list(zip(indices, rows_of_features(session, sae, indices), strict=True))
+        yield portion
         cursor = page.next_cursor
         if cursor is None:
             return
 
 
-def _lines(portions: Iterator[list[FeatureBundle]]) -> Iterator[bytes]:
-    for bundles in portions:
-        part = [json.dumps(as_wire(feature_detail(one)), ensure_ascii=False, allow_nan=False) for one in bundles]
-        yield "".join(f"{line}\n" for line in part).encode()
+def _lines(portions: Iterator[list[tuple[int, FeatureRows]]]) -> Iterator[bytes]:
+    for portion in portions:
+        yield b"".join(feature_body(index, found) + b"\n" for index, found in portion)
+
+
+def _bundles(portions: Iterator[list[tuple[int, FeatureRows]]]) -> Iterator[list[FeatureBundle]]:
+    for portion in portions:
+        yield [bundle_of(FeatureId(sae=found.sae.slug, index=index), found) for index, found in portion]

@@ -49,7 +49,7 @@ from db.store.feature_listing import (
 )
 from db.store.interventions import load_intervention_scores, save_intervention_scores
 from db.store.landscape import ConceptLandscape, FeatureGaps, list_feature_gaps, list_landscape, load_gaps
-from db.store.ledger import features_failed, load_ledger, save_ledger_entries
+from db.store.ledger import LedgerTotal, features_failed, ledger_totals, load_ledger, save_ledger_entries
 from db.store.links import (
     KeptLink,
     LinkStudyListing,
@@ -89,7 +89,7 @@ from db.store.neurons import (
     save_neuron_search,
     save_neuron_tax,
 )
-from db.store.one_feature import FeatureBundle, FeatureRows, feature_rows, load_feature
+from db.store.one_feature import FeatureBundle, FeatureRows, bundle_of, feature_rows, load_feature, rows_of_features
 from db.store.published import (
     list_tags,
     load_feature_tags,
@@ -136,13 +136,16 @@ __all__ = [
     "FeatureSort",
     "Kept",
     "KeptLink",
+    "LedgerTotal",
     "LinkStudyListing",
     "PageRows",
     "SaeListing",
+    "bundle_of",
     "feature_rows",
     "features_done",
     "features_failed",
     "finish_run",
+    "ledger_totals",
     "links_of_feature",
     "links_of_target",
     "list_circuits",
@@ -196,6 +199,7 @@ __all__ = [
     "load_top_contexts",
     "load_tuning_study",
     "page_rows",
+    "rows_of_features",
     "save_circuit",
     "save_circuit_evaluation",
     "save_circuit_search",

@@ -4,8 +4,9 @@ An entry's run is part of its key: a later run adds an entry and never replaces 
 """
 
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from db.lookup import find_feature, find_sae
@@ -33,6 +34,40 @@ def save_ledger_entries(session: Session, entries: Iterable[LedgerEntry], *, run
         feature: rows.Columns = {"sae_key": sae_key, "feature_index": entry.feature.index, "run_id": run_id}
         touch(session, [feature])
         upsert(session, LedgerRow, [_columns(entry) | feature], key=_KEY)
+
+
+class LedgerTotal(NamedTuple):
+    """What asking one model at one stage took, over all runs."""
+
+    model: str
+    stage: str
+    attempts: int
+    prompt_tokens: int
+    completion_tokens: int
+    assumed_tokens: int
+    cost: float
+    """US dollars, of the entries whose price is known."""
+    n_unpriced: int
+    """Entries whose price is not known."""
+
+
+def ledger_totals(session: Session) -> list[LedgerTotal]:
+    """Sums over the whole ledger, by model and stage."""
+    row = LedgerRow
+    sums = [func.sum(getattr(row, name)) for name in _COUNTS]
+    unpriced = func.count().filter(row.cost.is_(None))
+    query = select(row.model, row.stage, *sums, func.coalesce(func.sum(row.cost), 0.0), unpriced)
+    found = session.execute(query.group_by(row.model, row.stage).order_by(row.model, row.stage))
+    return [
+        LedgerTotal(
+            model=model, stage=stage, cost=float(cost), n_unpriced=n,
+            **dict(zip(_COUNTS, map(int, counts), strict=True)),
+        )
+        for model, stage, *counts, cost, n in found
+    ]  # fmt: skip
+
+
+_COUNTS = ("attempts", "prompt_tokens", "completion_tokens", "assumed_tokens")
 
 
 def load_ledger(session: Session, feature: FeatureId) -> list[Kept[LedgerEntry]]:

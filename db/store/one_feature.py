@@ -1,12 +1,12 @@
-"""`load_feature`: everything that is known of one feature, by four statements that are compiled once."""
+"""Everything that is known of one feature, or of many, by four statements: as rows, or as records."""
 
 from collections import namedtuple
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from db import tables
@@ -49,7 +49,11 @@ def load_feature(session: Session, feature: FeatureId) -> FeatureBundle:
     Raises:
         NotFound: the SAE is not kept, or the index is beyond its width.
     """
-    found = feature_rows(run_in(session), feature)
+    return bundle_of(feature, feature_rows(run_in(session), feature))
+
+
+def bundle_of(feature: FeatureId, found: FeatureRows) -> FeatureBundle:
+    """The records of what the database gave."""
     kept = found.contexts
     return FeatureBundle(
         feature=feature,
@@ -70,35 +74,71 @@ def feature_rows(run: Run, feature: FeatureId) -> FeatureRows:
     if feature.index >= sae.width:
         raise no_feature(feature, sae.width)
     key = {"sae_key": sae.sae_key, "feature_index": feature.index}
-    kept = run.all(_CONTEXTS, key)
-    explanations = list(_with_scores(run.all(_EXPLANATIONS, key)))
-    return FeatureRows(sae, kept[0] if kept else None, run.all(_CONCEPT_SCORES, key), explanations)
+    kept = run.all(_ONE_CONTEXTS, key)
+    explanations = list(_with_scores(run.all(_ONE_EXPLANATIONS, key)))
+    return FeatureRows(sae, kept[0] if kept else None, run.all(_ONE_CONCEPT_SCORES, key), explanations)
 
 
-_KEY: dict[str, Any] = {"sae_key": bindparam("sae_key"), "feature_index": bindparam("feature_index")}
-_CONTEXTS = Prepared(
+def rows_of_features(session: Session, sae: str, indices: Sequence[int]) -> list[FeatureRows]:
+    """The same for many features of an SAE, in the order of the indices, by four statements in all.
+
+    Raises:
+        NotFound: the SAE is not kept, or an index is beyond its width.
+    """
+    owner = sae_row(run_in(session), sae)
+    for index in indices:
+        if index >= owner.width:
+            raise no_feature(FeatureId(sae=sae, index=index), owner.width)
+
+    def found(query: Select[Any], row: Any) -> dict[int, list[Any]]:
+        query = query.where(row.sae_key == owner.sae_key, row.feature_index.in_(indices))
+        return {index: list(some) for index, some in groupby(session.execute(query), lambda one: one.feature_index)}
+
+    contexts, scores = found(_CONTEXTS, tables.FeatureRow), found(_CONCEPT_SCORES, tables.ConceptScoreRow)
+    said = found(_EXPLANATIONS, tables.ExplanationRow)
+    return [
+        FeatureRows(
+            owner, contexts[i][0] if i in contexts else None, scores.get(i, []), list(_with_scores(said.get(i, ())))
+        )
+        for i in indices
+    ]
+
+
+_CONTEXTS = (
     select(
         *(column for column in tables.FeatureRow.__table__.c if column.key != "run_id"),
-        *(column for column in tables.ContextsRow.__table__.c if column.key not in _KEY),
+        *(column for column in tables.ContextsRow.__table__.c if column.key not in ("sae_key", "feature_index")),
     )
     .join_from(tables.FeatureRow, tables.ContextsRow)
-    .where(*(getattr(tables.FeatureRow, name) == value for name, value in _KEY.items()))
+    .order_by(tables.FeatureRow.feature_index)
 )
-_CONCEPT_SCORES = Prepared(
-    select(*tables.ConceptScoreRow.__table__.c)
-    .where(*(getattr(tables.ConceptScoreRow, name) == value for name, value in _KEY.items()))
-    .order_by(tables.ConceptScoreRow.rate_gap.desc(), tables.ConceptScoreRow.concept)
+_CONCEPT_SCORES = select(*tables.ConceptScoreRow.__table__.c).order_by(
+    tables.ConceptScoreRow.feature_index, tables.ConceptScoreRow.rate_gap.desc(), tables.ConceptScoreRow.concept
 )
 _SCORED = [column for column in tables.ExplanationScoreRow.__table__.c if column.key != "explanation_key"]
-_EXPLANATIONS = Prepared(
+_EXPLANATIONS = (
     select(*tables.ExplanationRow.__table__.c, *(column.label(f"judged_{column.key}") for column in _SCORED))
     .outerjoin_from(tables.ExplanationRow, tables.ExplanationScoreRow)
-    .where(*(getattr(tables.ExplanationRow, name) == value for name, value in _KEY.items()))
-    .order_by(tables.ExplanationRow.explainer, tables.ExplanationRow.prompt_version, tables.ExplanationScoreRow.method)
+    .order_by(
+        tables.ExplanationRow.feature_index,
+        tables.ExplanationRow.explainer,
+        tables.ExplanationRow.prompt_version,
+        tables.ExplanationScoreRow.method,
+    )
 )
 
 
-def _with_scores(found: Sequence[Any]) -> Iterator[tuple[Any, list[Any]]]:
+def _of_one(query: Select[Any], row: Any) -> Prepared:
+    is_it = (row.sae_key == bindparam("sae_key"), row.feature_index == bindparam("feature_index"))
+    return Prepared(query.where(*is_it))
+
+
+_ONE_CONTEXTS = _of_one(_CONTEXTS, tables.FeatureRow)
+_ONE_CONCEPT_SCORES = _of_one(_CONCEPT_SCORES, tables.ConceptScoreRow)
+_ONE_EXPLANATIONS = _of_one(_EXPLANATIONS, tables.ExplanationRow)
+
+
+def _with_scores(found: Iterable[Any]) -> Iterator[tuple[Any, list[Any]]]:
     """Explanations with their scores, from one row for each score, or one for an explanation without any."""
     for _, some in groupby(found, lambda row: row.explanation_key):
         lines = list(some)

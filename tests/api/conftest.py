@@ -1,10 +1,15 @@
 """A store filled by hand and a client of the service over it."""
 
 import shutil
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
 from api.main import create_app
@@ -55,3 +60,19 @@ def empty_client(tmp_path: Path) -> Iterator[TestClient]:
 def client_of(url: str) -> TestClient:
     """Client of the service over a database, addressed as a browser on this machine would."""
     return TestClient(create_app(ServiceSettings(database_url=url)), base_url="http://127.0.0.1:8420")
+
+
+@contextmanager
+def served(database: Path, **more: Any) -> Iterator[str]:
+    """Address of the real app over a real socket."""
+    settings = ServiceSettings(database_url=f"sqlite:///{database}", **more)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -1,25 +1,28 @@
 """The client against the real app over a real socket: what it gives is what the store holds."""
 
+import json
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-import uvicorn
 from sqlalchemy import Engine
 
-from api.main import create_app
-from api.settings import ServiceSettings
 from db import leases, store
 from db.engine import make_engine, reading, writing
 from db.keys import Scope, create_key
-from safe_sail.client import Client
+from db.migrate import upgrade
+from safe_sail.client import Client, ImportCount
 from safe_sail.errors import BadInput, JobConflict, ServiceProblem, ServiceUnreachable
 from safe_sail.records import FeatureId, JobState
+from tests.api.conftest import served
 from tests.api.seed import BEST, CONCEPTS, HOSTILE_FEATURE, RUN, WIDTHS
 
 
@@ -39,15 +42,8 @@ def engine(folder: Path) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    settings = ServiceSettings(database_url=f"sqlite:///{folder / 'store.db'}", writes_per_minute=60)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served(folder / "store.db") as address:
+        yield address
 
 
 @pytest.fixture
@@ -79,6 +75,77 @@ def test_lists_are_walked_to_their_end_as_records(client: Client, engine: Engine
         assert client.sae(slug) == one
     assert client.run(RUN).command == "demo"
     assert len(list(client.export(BEST))) == 41
+
+
+def test_an_export_goes_into_a_file_and_into_another_service(client: Client, tmp_path: Path):
+    lines = list(client.export(BEST, form="portable"))
+    assert lines[-41:] == list(client.export(BEST))
+    assert [json.loads(line)["feature"]["index"] for line in client.export(BEST, explained=True)] == [
+        one.index for one in client.features(BEST, has_explanation=True)
+    ]
+    n_bytes = client.save_export(BEST, tmp_path / "best.parquet")
+    assert n_bytes == (tmp_path / "best.parquet").stat().st_size
+    indices = pq.read_table(tmp_path / "best.parquet", columns=["index"]).column("index").to_pylist()
+    assert indices == [json.loads(line)["feature"]["index"] for line in lines[-41:]]
+    client.save_export(BEST, tmp_path / "best.ndjson", form="portable")
+    assert (tmp_path / "best.ndjson").read_text() == "".join(f"{line}\n" for line in lines)
+    engine = make_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    upgrade(engine)
+    engine.dispose()
+    with served(tmp_path / "other.db") as address, Client(address) as other:
+        with (tmp_path / "best.ndjson").open() as file:
+            first = other.import_lines(file, source="here", part_bytes=20_000)
+        assert first.n_lines == len(lines)
+        assert len(first.run_ids) > 1
+        assert first.counts["features"] == ImportCount(new=41)
+        again = other.import_lines(lines)
+        assert len(again.run_ids) == 1
+        assert again.counts["features"] == ImportCount(unchanged=41)
+        assert again.counts["contexts"].new == again.counts["contexts"].replaced == 0
+        assert list(other.export(BEST)) == lines[-41:]
+        assert other.run(first.run_ids[0]).settings["source"] == "here"
+        with pytest.raises(ServiceProblem, match="line 1"):
+            other.import_lines(["{}"])
+        assert other.import_lines([]).run_ids == ()
+
+
+def test_a_file_that_was_cut_off_does_not_appear(client: Client, tmp_path: Path):
+    there = tmp_path / "there.parquet"
+    there.write_bytes(b"before")
+    with pytest.raises(ServiceProblem, match="no SAE is called `nobody`"):
+        client.save_export("nobody", there)
+    with cutting_off() as address, Client(address) as torn:
+        for path in (there, tmp_path / "new.parquet"):
+            with pytest.raises(ServiceUnreachable, match="does not answer"):
+                torn.save_export(BEST, path)
+        with pytest.raises(ServiceUnreachable, match="does not answer"):
+            list(torn.export(BEST))
+    assert there.read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["there.parquet"]
+
+
+@contextmanager
+def cutting_off() -> Iterator[str]:
+    """Address of a service that begins each answer and then dies."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        stop = threading.Event()
+
+        def answer() -> None:
+            while True:
+                line, _ = door.accept()
+                with line:
+                    if stop.is_set():
+                        return
+                    line.recv(65536)
+                    line.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nhalf a line")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        port = door.getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+        stop.set()
+        socket.create_connection(("127.0.0.1", port)).close()
+        thread.join()
 
 
 def test_a_feature_comes_back_as_the_records_that_are_kept(client: Client, engine: Engine):
@@ -147,14 +214,7 @@ def _run(engine: Engine) -> None:
 def test_a_key_comes_by_argument_or_from_the_environment(engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch):
     with writing(engine) as session:
         key = create_key(session, "c", Scope.READ)
-    settings = ServiceSettings(database_url=f"sqlite:///{folder / 'store.db'}", host="0.0.0.0", reads_per_minute=120)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    try:
+    with served(folder / "store.db", host="0.0.0.0", reads_per_minute=120) as address:
         with Client(address) as client, pytest.raises(ServiceProblem) as caught:
             client.run(RUN)
         assert caught.value.kind == "key-needed"
@@ -167,9 +227,6 @@ def test_a_key_comes_by_argument_or_from_the_environment(engine: Engine, folder:
         monkeypatch.setenv("SAFE_SAIL_KEY", key)
         with Client(address) as client:
             assert client.run(RUN).run_id == RUN
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def test_the_client_needs_no_torch():

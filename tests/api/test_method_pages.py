@@ -137,6 +137,16 @@ def test_a_map_has_the_axes_of_the_covariance_and_says_what_they_hold():
         assert abs(correlation) == pytest.approx(1, abs=1e-4)
     assert drawn.spots[0].concept == f"c{int(gaps[0].argmax())}"
     assert feature_map(found[:5], concepts) is None
+    crowded = [
+        FeatureGaps(feature=one.feature, gaps=tuple(0.9 if i == n % 12 else 0.8 for i in range(12)))
+        for n, one in enumerate(found * 9)
+    ]
+    many = [Concept(name=f"concept {i:02d}", category="c", domain="d", harmful=True) for i in range(12)]
+    packed = feature_map(crowded, many)
+    assert packed is not None
+    assert {place.name for place in packed.places} == {one.name for one in many}
+    assert any(place.anchor for place in packed.places)
+    assert len({(place.x, place.y) for place in packed.places}) == 12
     assert feature_map([found[0]] * 8, concepts) is None
 
 

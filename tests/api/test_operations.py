@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import random
 import re
 import time
 from collections.abc import Iterator
@@ -19,7 +20,9 @@ from api.settings import ServiceSettings
 from db import jobs
 from db.engine import make_engine, writing
 from db.keys import Scope, create_key
-from tests.api.seed import BEST
+from db.store import save_ledger_entries
+from safe_sail.records import FeatureId, JudgeMethod, LedgerEntry, Stage
+from tests.api.seed import BEST, RUN
 
 
 @pytest.fixture
@@ -71,6 +74,37 @@ def test_jobs_are_counted_by_state(own_client: TestClient, tmp_path: Path):
     assert found["safe_sail_jobs", "state=queued"] == 2
     assert found["safe_sail_jobs", "state=running"] == 0
     assert 0 < found[("safe_sail_oldest_queued_job_seconds",)] < 60
+
+
+def test_tokens_and_cost_of_language_models_are_the_ledger_s_sums(own_client: TestClient, tmp_path: Path):
+    assert not any(name.startswith("safe_sail_llm") for name, *_ in samples(own_client))
+    draw = random.Random(3)
+    entries = [
+        LedgerEntry(
+            feature=FeatureId(sae=BEST, index=index), stage=stage, explainer=model, prompt_version="1",
+            method=JudgeMethod.TOKEN_SIMULATION if stage is Stage.JUDGE else None, model=model, reason=None,
+            message="", raw=None, attempts=draw.randrange(3), prompt_tokens=draw.randrange(900),
+            completion_tokens=draw.randrange(90), assumed_tokens=draw.randrange(9),
+            cost=draw.choice([None, draw.random()]),
+        )
+        for index in range(8) for stage in Stage for model in ("m", 'other "one"')
+    ]  # fmt: skip
+    engine = make_engine(f"sqlite:///{tmp_path / 'store.db'}")
+    with writing(engine) as session:
+        save_ledger_entries(session, entries, run_id=RUN)
+    engine.dispose()
+    found = samples(own_client)
+    for stage in Stage:
+        for model in ("m", 'other "one"'):
+            mine = [one for one in entries if (one.model, one.stage) == (model, stage)]
+            by = (f"model={model}", f"stage={stage}")
+            for kind in ("prompt", "completion", "assumed"):
+                expected = sum(getattr(one, f"{kind}_tokens") for one in mine)
+                assert found["safe_sail_llm_tokens_total", f"kind={kind}", *by] == expected > 0
+            assert found["safe_sail_llm_requests_total", *by] == sum(one.attempts for one in mine) > 0
+            known = [one.cost for one in mine if one.cost is not None]
+            assert found["safe_sail_llm_cost_dollars_total", *by] == pytest.approx(sum(known))
+            assert found["safe_sail_llm_unpriced_total", *by] == len(mine) - len(known)
 
 
 def test_metrics_need_the_widest_scope_beyond_this_machine(tmp_path: Path, database_url: str):

@@ -103,6 +103,19 @@ def test_overview_leads_to_the_ranking_and_on_to_a_feature(page: Page, site: str
     expect(page).to_have_url(f"{site}/saes/{BEST}/features/11")
 
 
+def test_names_on_the_map_of_features_do_not_overlap(page: Page, site: str):
+    page.goto(f"{site}/landscape")
+    names = page.locator(".feature-map .place")
+    boxes = names.evaluate_all("all => all.map(one => {const b = one.getBBox(); return [b.x, b.y, b.width, b.height]})")
+    assert len(boxes) >= 3
+    for n, (x, y, width, height) in enumerate(boxes):
+        assert x >= 0
+        assert x + width <= 760
+        for other_x, other_y, other_width, other_height in boxes[:n]:
+            apart_x = x + width <= other_x or other_x + other_width <= x
+            assert apart_x or y + height <= other_y + 1 or other_y + other_height <= y + 1
+
+
 def test_filters_narrow_the_list(page: Page, site: str, complaints: Complaints):
     page.goto(f"{site}/saes/{BEST}")
     expect(page.get_by_role("heading", name="41 of 512 features are known")).to_be_visible()

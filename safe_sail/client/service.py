@@ -8,96 +8,38 @@
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import httpx2
 from pydantic import TypeAdapter
 
+from safe_sail.client.answers import (
+    FeatureInfo,
+    FeatureSummary,
+    ImportSummary,
+    SaeInfo,
+    import_summary,
+    read,
+    sae_info,
+)
 from safe_sail.errors import BadInput, JobConflict, ServiceProblem, ServiceUnreachable
 from safe_sail.records import (
     Concept,
-    ConceptScore,
-    Context,
-    Explanation,
-    ExplanationScore,
-    FeatureId,
-    Histogram,
     Job,
     JobEvent,
     ModelRef,
     RunInfo,
-    SaeFacts,
-    SaeScore,
 )
 
 T = TypeVar("T")
 _PATIENCE = 5
 """How often a request that came too early, or an event stream that broke off, is tried again."""
 _LONGEST_PAUSE = 60.0
-
-
-# --------------------------------------------------------------------------------------------- what comes back
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SaeInfo:
-    """One SAE, its facts and scores."""
-
-    slug: str
-    site: str
-    width: int
-    d_in: int
-    architecture: str
-    model_id: str | None
-    facts: SaeFacts | None
-    """None before it was measured."""
-    scores: tuple[SaeScore, ...]
-    """By descending rate gap; empty before scoring."""
-    n_collected: int
-    n_explained: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FeatureSummary:
-    """One feature in a list; None where nothing was measured."""
-
-    index: int
-    density: float | None
-    max_activation: float | None
-    n_contexts: int | None
-    concept: str | None
-    """The concept asked for, or the one with the largest rate gap."""
-    rate_gap: float | None
-    auroc: float | None
-    explanation: str | None
-    explainer: str | None
-    explanation_score: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FeatureInfo:
-    """Everything that is known of one feature."""
-
-    feature: FeatureId
-    n_tokens_seen: int | None
-    density: float | None
-    max_activation: float | None
-    histogram: Histogram | None
-    contexts: tuple[Context, ...]
-    """Descending by peak activation."""
-    concept_scores: tuple[ConceptScore, ...]
-    """By descending rate gap."""
-    explanations: tuple[Explanation, ...]
-    explanation_scores: tuple[ExplanationScore, ...]
-    """Of all explanations."""
-
-
-def _read(kind: Any, value: Any) -> Any:
-    return TypeAdapter(kind).validate_python(value)
 
 
 # --------------------------------------------------------------------------------------------- the client
@@ -161,26 +103,26 @@ class Client:
 
     def models(self) -> Iterator[ModelRef]:
         """Models, by id."""
-        return (_read(ModelRef, one["record"]) for one in self.items("/v1/models"))
+        return (read(ModelRef, one["record"]) for one in self.items("/v1/models"))
 
     def saes(self, *, model: str | None = None, concept: str | None = None, sort: str = "slug") -> Iterator[SaeInfo]:
         """SAEs with facts and scores, in the order asked for."""
-        return (_sae(one) for one in self.items("/v1/saes", model=model, concept=concept, sort=sort))
+        return (sae_info(one) for one in self.items("/v1/saes", model=model, concept=concept, sort=sort))
 
     def sae(self, slug: str) -> SaeInfo:
         """One SAE."""
-        return _sae(self.get(f"/v1/saes/{_part(slug)}"))
+        return sae_info(self.get(f"/v1/saes/{_part(slug)}"))
 
     def features(self, sae: str, **filters: Any) -> Iterator[FeatureSummary]:
         """Features of an SAE; filters and order by the names that the service documents, as `concept`, `q`, `sort`."""
         found = self.items(f"/v1/saes/{_part(sae)}/features", **({"limit": 200} | filters))
-        return (_read(FeatureSummary, one) for one in found)
+        return (read(FeatureSummary, one) for one in found)
 
     def feature(self, sae: str, index: int) -> FeatureInfo:
         """Everything that is known of one feature."""
         found = self.get(f"/v1/saes/{_part(sae)}/features/{index}")
         told = found["explanations"]
-        return _read(  # type: ignore[no-any-return]
+        return read(  # type: ignore[no-any-return]
             FeatureInfo,
             found
             | {
@@ -190,31 +132,80 @@ class Client:
             },
         )
 
-    def export(self, sae: str, *, explained: bool | None = None) -> Iterator[str]:
+    def export(
+        self, sae: str, *, explained: bool | None = None, form: Literal["ndjson", "portable"] = "ndjson"
+    ) -> Iterator[str]:
         """Lines of JSON, one for each feature of which anything is known, as the service streams them.
+
+        `portable` puts lines of the runs, the model and the concepts that they refer to before them: `import_lines`
+        takes these.
 
         Raises:
             ServiceProblem, ServiceUnreachable: as `get`, and where the stream breaks off.
         """
+        with self._export(sae, explained, form) as answer:
+            yield from answer.iter_lines()
+
+    def save_export(
+        self,
+        sae: str,
+        path: Path,
+        *,
+        explained: bool | None = None,
+        form: Literal["ndjson", "portable", "parquet"] = "parquet",
+    ) -> int:
+        """Bytes of the file that it writes: what is known of the SAE's features; it appears when it is whole.
+
+        Raises:
+            ServiceProblem, ServiceUnreachable: as `export`; there is no file then, or the one that was there before.
+        """
+        unfinished = path.with_name(path.name + ".part")
         try:
-            path, asked = f"/v1/saes/{_part(sae)}/export", _given({"explained": explained})
+            with self._export(sae, explained, form) as answer, unfinished.open("wb") as file:
+                n_bytes = sum(file.write(part) for part in answer.iter_raw())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        return n_bytes
+
+    def import_lines(
+        self, lines: Iterable[str], *, source: str | None = None, part_bytes: int = 1_000_000
+    ) -> ImportSummary:
+        """What the lines of an export (`form="portable"`) brought to this service.
+
+        They are sent in parts of at most so many bytes, each kept whole or not at all. One that is refused ends the
+        import; those before it are kept, and all of the lines may be sent again.
+
+        Raises:
+            ServiceProblem, ServiceUnreachable: as `get`.
+        """
+        reports, asked = [], _given({"source": source})
+        for part in _parts(lines, part_bytes):
+            sent = {"content": part, "headers": {"Content-Type": "application/x-ndjson"}}
+            reports.append(self._ask("POST", "/v1/imports", params=asked, **sent).json())
+        return import_summary(reports)
+
+    @contextmanager
+    def _export(self, sae: str, explained: bool | None, form: str) -> Iterator[httpx2.Response]:
+        path, asked = f"/v1/saes/{_part(sae)}/export", _given({"explained": explained, "format": form})
+        try:
             with self._http.stream("GET", path, params=asked) as answer:
                 _refuse(answer)
-                yield from answer.iter_lines()
+                yield answer
         except httpx2.TransportError as error:
             raise _unreachable(self._http.base_url, error) from error
 
     def concepts(self) -> Iterator[Concept]:
         """Concepts in their taxonomy."""
-        return (_read(Concept, one) for one in self.items("/v1/concepts"))
+        return (read(Concept, one) for one in self.items("/v1/concepts"))
 
     def runs(self) -> Iterator[RunInfo]:
         """Runs, newest first."""
-        return (_read(RunInfo, one) for one in self.items("/v1/runs"))
+        return (read(RunInfo, one) for one in self.items("/v1/runs"))
 
     def run(self, run_id: str) -> RunInfo:
         """One run with its settings and versions."""
-        return _read(RunInfo, self.get(f"/v1/runs/{_part(run_id)}"))  # type: ignore[no-any-return]
+        return read(RunInfo, self.get(f"/v1/runs/{_part(run_id)}"))  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------------------------------- jobs
 
@@ -226,7 +217,7 @@ class Client:
 
     def jobs(self, *, state: str | None = None, kind: str | None = None) -> Iterator[Job]:
         """Jobs, newest first."""
-        return (_read(Job, one) for one in self.items("/v1/jobs", state=state, kind=kind))
+        return (read(Job, one) for one in self.items("/v1/jobs", state=state, kind=kind))
 
     def job(self, job_id: str) -> Job:
         """Where a job stands."""
@@ -312,6 +303,19 @@ def _refuse(answer: httpx2.Response) -> None:
     )
 
 
+def _parts(lines: Iterable[str], n_bytes: int) -> Iterator[bytes]:
+    """The lines in portions of at most so many bytes; a longer line is a portion of its own."""
+    portion = b""
+    for line in lines:
+        encoded = line.rstrip("\n").encode() + b"\n"
+        if portion and len(portion) + len(encoded) > n_bytes:
+            yield portion
+            portion = b""
+        portion += encoded
+    if portion:
+        yield portion
+
+
 def _unreachable(address: Any, error: Exception) -> ServiceUnreachable:
     return ServiceUnreachable(f"{address} does not answer ({error}); `safe-sail serve` starts a service.")
 
@@ -332,13 +336,3 @@ def _part(name: str) -> str:
 def _job(answer: httpx2.Response) -> Job:
     job: Job = TypeAdapter(Job).validate_json(answer.content)
     return job
-
-
-def _sae(found: Mapping[str, Any]) -> SaeInfo:
-    facts = found["facts"]
-    return _read(  # type: ignore[no-any-return]
-        SaeInfo,
-        {name: found["sae"][name] for name in ("slug", "site", "width", "d_in", "architecture", "model_id")}
-        | {"facts": None if facts is None else facts["record"], "scores": [one["record"] for one in found["scores"]]}
-        | {name: found[name] for name in ("n_collected", "n_explained")},
-    )
