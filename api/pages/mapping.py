@@ -5,6 +5,7 @@ spread most (principal components), and says how much of the spread they hold. A
 on counts as a gap of 0: candidates are chosen by their gap, so one that was left out had a small one.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -101,32 +102,52 @@ def _fit(values: np.ndarray, size: float) -> np.ndarray:
     return _PAD + (values - low) / max(high - low, 1e-12) * (size - 2 * _PAD)
 
 
-_LETTER, _LINE, _ABOVE = 8.0, 17.0, 9.0
-"""Width of a letter and height of a line of names at most, and how far a name stands above the middle."""
+_LETTER, _LINE, _DOT = 9.0, 17.0, 7.0
+"""Width of a letter and height of a line of names at most, and how far a dot reaches."""
+_WORTH = 30.0
+"""A name goes so far from its middle to leave one more dot uncovered."""
 
 
 def _places(spots: Sequence[Spot]) -> list[Place]:
-    """A name for each concept, none over another: moved up or down by lines, or left out where there is no room.
+    """A name for each concept, none over another, and over as few dots as can be had near its features' middle.
 
-    Concepts that are best for more features come first (ties: name).
+    Concepts that are best for more features come first (ties: name). A name is left out where there is no room.
     """
+    dots = np.array([(spot.x, spot.y) for spot in spots])
     mine: dict[str, list[Spot]] = {}
     for spot in spots:
         mine.setdefault(spot.concept, []).append(spot)
     placed: list[Place] = []
     for name in sorted(mine, key=lambda name: (-len(mine[name]), name)):
-        middle = tuple(round(float(np.median([spot[i] for spot in mine[name]])), 1) for i in (1, 2))
+        x, y = (float(np.median([spot[i] for spot in mine[name]])) for i in (1, 2))
         half = len(name) * _LETTER / 2
-        x = round(min(max(middle[0], half), WIDTH - half), 1)
-        for lines in range(int(HEIGHT // _LINE)):
-            free = [
-                y for y in (middle[1] - _ABOVE - lines * _LINE, middle[1] - _ABOVE + lines * _LINE)
-                if _LINE <= y <= HEIGHT - 4 and not any(_touch(x, y, name, other) for other in placed)
-            ]  # fmt: skip
-            if free:
-                placed.append(Place(name, x, round(free[0], 1), (middle[0], middle[1]) if lines else None))
-                break
+        free = [
+            (at_x, at_y) for at_x, at_y in _around(x, y, half)
+            if not any(_touch(at_x, at_y, name, other) for other in placed)
+        ]  # fmt: skip
+        if free:
+            costs = [_covered(dots, *at, half) + math.dist(at, (x, y)) / _WORTH for at in free]
+            at_x, at_y = free[costs.index(min(costs))]
+            stands_off = abs(at_y - y) > 2 * _LINE or abs(at_x - x) > half + 2 * _LINE
+            anchor = (round(x, 1), round(y, 1)) if stands_off else None
+            placed.append(Place(name, round(at_x, 1), round(at_y, 1), anchor))
     return placed
+
+
+def _around(x: float, y: float, half: float) -> list[tuple[float, float]]:
+    """Places on the map for a name of this half width: above the point, below it and beside it, by lines."""
+    baselines = [y + side * (_DOT + 2 + n * _LINE) + (_LINE - 5) * (side > 0) for n in range(26) for side in (-1, 1)]
+    found = [(at_x, at_y) for at_y in (y + 4, *baselines) for at_x in (x, x - half - 2 * _DOT, x + half + 2 * _DOT)]
+    return [
+        (at_x, at_y) for at_x, at_y in found if half <= at_x <= WIDTH - half and _LINE <= at_y <= HEIGHT - 4
+    ]  # fmt: skip
+
+
+def _covered(dots: np.ndarray, x: float, y: float, half: float) -> int:
+    """Dots that a name with this baseline lies over; its letters reach from 12 above it to 4 below."""
+    beside = np.abs(dots[:, 0] - x) < half + _DOT
+    level = np.abs(dots[:, 1] - (y - 4)) < _LINE / 2 + _DOT
+    return int((beside & level).sum())
 
 
 def _touch(x: float, y: float, name: str, other: Place) -> bool:
