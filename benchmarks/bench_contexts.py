@@ -1,18 +1,21 @@
 """What does collecting contexts cost beside its floor (forward, encode, top-k), and beside keeping every activation?
 
-Two shared x86-64 cores, one thread, CPU seconds; Python 3.11, torch 2.13.0+cpu, transformers 5.23.0;
-2026-11-21. Random Llama, d_model 256, stopped after 4 layers; ReLU SAE of 4,096 features, L0 58; windows of 64 tokens.
-One repeat over 49,152 tokens, the two in turn batch by batch (the run with five repeats is still to be made):
+Two x86-64 cores beside other processes at a lower priority, one thread, CPU seconds; Python 3.11, torch 2.13.0+cpu,
+transformers 5.23.0; 2026-11-27. Random Llama, d_model 256, stopped after 4 layers; ReLU SAE of 4,096 features, L0 58;
+windows of 64 tokens. Three repeats over 49,152 tokens, the two in turn batch by batch:
 
 | | tokens / CPU s |
 |---|---|
-| floor: forward, product, running top-k | 7,049 |
-| this | 6,438 (0.91 of the floor) |
-| keep every activation, sort at the end | 6,896 |
+| floor: forward, product, running top-k | 3,958 |
+| this | 3,736 (0.94 of the floor, 0.91 to 0.96) |
+| keep every activation, sort at the end | 3,060 |
+
+On the same machine when nothing else ran all three were nearly twice as fast (7,049, 6,438 and 6,896; one repeat,
+2026-11-21), and this had 0.91 of the floor.
 
 Windows, activations on every token and counts are equal, bit by bit. What is between is mostly the top-k's payload and
 the spread sample, which cost most in the first windows, when every window enters. Without encoding in pieces of 8 MB it
-was 0.82; the plain floor encodes a batch at once. Making 4,096 records with their texts takes 5.3 s more, once.
+was 0.82; the plain floor encodes a batch at once. Making 4,096 records with their texts takes 5 to 17 s more, once.
 
 Peak memory of the process from 0.2 to 2 million tokens (d_model 64, 512 features): 458 to 489 MB; keeping everything:
 508 to 4,460 MB. The 31 MB were token ids of kept windows, bounded by features times windows kept; they have since
