@@ -108,11 +108,11 @@ def draw_units(circuit: Circuit, dims: ModelDims, path: Path) -> Path:
     figure = Figure(figsize=(WIDTH, 1.6 + 0.45 * dims.n_layers), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 2), sharey=True)
     bins = min(NEURON_BINS, max(1, dims.d_mlp))
-    _map(left, circuit, HeadRef, dims.n_layers, dims.n_heads, 1.0)
-    image = _map(right, circuit, NeuronRef, dims.n_layers, bins, bins / max(1, dims.d_mlp))
+    _map(left, circuit, HeadRef, dims.n_layers, dims.n_heads, dims.n_heads)
+    image = _map(right, circuit, NeuronRef, dims.n_layers, bins, max(1, dims.d_mlp))
     left.set_xlabel("head")
     left.set_ylabel("layer")
-    right.set_xlabel("neuron" if bins == dims.d_mlp else f"neuron, in {bins} bins")
+    right.set_xlabel("neuron" if bins == dims.d_mlp else f"neuron, drawn in {bins} bins")
     left.set_yticks(range(dims.n_layers))
     figure.colorbar(image, ax=right, label="gate probability")
     figure.suptitle(f"{circuit.slug}: {sizes_of(circuit)}")
@@ -121,14 +121,16 @@ def draw_units(circuit: Circuit, dims: ModelDims, path: Path) -> Path:
 
 
 def _map(
-    axes: Axes, circuit: Circuit, kind: type[HeadRef] | type[NeuronRef], n_rows: int, n_columns: int, scale: float
+    axes: Axes, circuit: Circuit, kind: type[HeadRef] | type[NeuronRef], n_rows: int, n_columns: int, n_units: int
 ) -> AxesImage:
     grid = [[float("nan")] * n_columns for _ in range(n_rows)]
     for member in circuit.of_kind(kind):
         assert isinstance(member.unit, HeadRef | NeuronRef)
-        row, column = grid[member.unit.layer], int(member.unit.index * scale)
+        row, column = grid[member.unit.layer], member.unit.index * n_columns // n_units
         row[column] = max(member.probability, row[column] if row[column] == row[column] else 0.0)
-    return axes.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+    # the axis counts units, not bins
+    extent = (-0.5, n_units - 0.5, n_rows - 0.5, -0.5)
+    return axes.imshow(grid, extent=extent, aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
 
 
 def draw_curve(search: CircuitSearch, path: Path) -> Path:
@@ -136,9 +138,9 @@ def draw_curve(search: CircuitSearch, path: Path) -> Path:
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
     lines = {
-        "circuit removed": [size.removed for size in search.curve],
-        "random circuit removed": [size.random for size in search.curve],
-        "harmless refused": [size.harmless_refused for size in search.curve],
+        "as wanted, circuit removed": [size.removed for size in search.curve],
+        "as wanted, random circuit removed": [size.random for size in search.curve],
+        "harmless refused, circuit removed": [size.harmless_refused for size in search.curve],
     }
     x = [max(1, size.n_units) for size in search.curve]
     for name, values in lines.items():
