@@ -27,6 +27,17 @@ def moved_mlp(tiny_models: TinyModels, family: str, size: float = 0.7) -> Hooked
     return moved
 
 
+def moved_blocks(tiny_models: TinyModels, family: str, layers: list[int], size: float = 0.3) -> HookedModel:
+    """The family's model with every weight of these blocks moved."""
+    moved = tiny_models.fresh(family)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in moved.blocks[layer].parameters():
+                parameter += size * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    return moved
+
+
 def moved_all(tiny_models: TinyModels, family: str, size: float = 0.3) -> HookedModel:
     """The family's model with every weight moved, as by a full fine-tune."""
     moved = tiny_models.fresh(family)

@@ -17,7 +17,8 @@ from safe_sail.model.edits import Edit
 from safe_sail.model.tokens import TokenBatch
 from safe_sail.neurons.completions import Completed, completed_batches, require_completions
 from safe_sail.neurons.contrast import ChangeSums
-from safe_sail.neurons.pair import ModelPair, doubled_batch
+from safe_sail.neurons.doubling import doubled_batch
+from safe_sail.neurons.pair import ModelPair
 from safe_sail.settings import ChangePositions
 from safe_sail.sites import Site, SiteKind
 

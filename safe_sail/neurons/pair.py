@@ -3,12 +3,12 @@
 1. The two have one class, one shape and one tokenizer, and are not equal.
 2. Their modules are compared: weights that are equal are shared.
 3. In a doubled pass the first model runs twice as many rows: the first half are its own, the second half are the
-   other model's. Modules whose weights differ serve each half with its own weights; all others run once for both.
+   other model's (`doubling.py`).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Final, Literal, NamedTuple, final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from safe_sail.errors import ModelsDiffer, ModelsEqual, TokenizersDiffer
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch
+from safe_sail.neurons.doubling import half_the_rows, served_by_first_half, served_by_half, twice_the_rows
 from safe_sail.sites import Site, SiteKind
 
 _IDLE_SETTINGS: Final = frozenset(
@@ -66,6 +67,8 @@ class ModelPair:
             and all(_is_leaf(first.model.get_submodule(name)) for name in compared.apart)
         )
         """Whether one pass can run both: one device, equal settings, and differences in single maps only."""
+        self.first_block_apart = _first_block_apart(first, compared.apart)
+        """First block with a weight that differs; None where something before the blocks differs."""
 
     def __repr__(self) -> str:
         return f"ModelPair({self.first.model_id}, {self.second.model_id}, {self.shared_share:.3f} of weights shared)"
@@ -86,66 +89,53 @@ class ModelPair:
         return ModelPair(self.second, self.first)
 
     @contextmanager
-    def doubled(self, *, head: Literal["both", "first"] = "both") -> Iterator[HookedModel]:
+    def doubled(self) -> Iterator[HookedModel]:
         """Scope in which the first model's passes take twice the rows, and run their second half as the second model.
-
-        With `head="first"` logits are those of the first half alone.
 
         Raises:
             ModelsDiffer: one pass cannot run both.
         """
-        if not self.can_double:
-            raise ModelsDiffer(f"{self!r}: one pass cannot run both; see `can_double`.")
-        with ExitStack() as undo:
-            unembed = self.first.architecture.unembed
-            for name in self.modules_apart:
-                if head == "first" and name == unembed:
-                    continue
-                mine = self.first.model.get_submodule(name)
-                theirs = self.second.model.get_submodule(name)
-                undo.callback(_restore, mine, mine.__dict__.get("forward"))
-                mine.forward = _by_half(mine.forward, theirs.forward)
-            if head == "first":
-                last = self.first.model.get_submodule(unembed)
-                undo.callback(_restore, last, last.__dict__.get("forward"))
-                last.forward = _first_half(last.forward)
+        self._require_one_pass()
+        with served_by_half(self.first, self.second, self.modules_apart):
             yield self.first
 
+    @contextmanager
+    def doubled_until(self, last: int) -> Iterator[HookedModel]:
+        """Scope in which the first model's passes run the second one too, from `first_block_apart` to block `last`.
 
-def doubled_batch(batch: TokenBatch) -> TokenBatch:
-    """The rows twice: once for each model."""
-    return TokenBatch(
-        torch.cat([batch.token_ids] * 2), torch.cat([batch.attention_mask] * 2), batch.source_ids + batch.source_ids
-    )
+        In these blocks the second half of the rows is the second model's. A pass takes and gives the first model's
+        alone; where the two differ before their blocks it takes both models' rows, as in `doubled`.
+
+        Raises:
+            ModelsDiffer: one pass cannot run both.
+        """
+        self._require_one_pass()
+        begin, blocks = self.first_block_apart, self.first.architecture.blocks
+        once = self._once_until(last)
+        alone = (*once, self.first.architecture.final_norm, self.first.architecture.unembed)
+        alone += tuple(f"{blocks}.{layer}" for layer in range(last + 1, self.first.dims.n_layers))
+        by_half = [name for name in self.modules_apart if not any(_is_within(name, one) for one in alone)]
+        rows = half_the_rows(self.first, last) if begin is None else twice_the_rows(self.first, begin, last)
+        with served_by_half(self.first, self.second, by_half), served_by_first_half(self.first, once), rows:
+            yield self.first
+
+    def _once_until(self, last: int) -> tuple[str, ...]:
+        """Modules that need not run the second model's rows in a pass doubled until the activations of block `last`."""
+        row = self.first.architecture
+        once = [f"{row.blocks}.{last}.{row.mlp_down}"]
+        if self.first_block_apart is not None:
+            begin = f"{row.blocks}.{self.first_block_apart}"
+            if all(_is_within(name, f"{begin}.{row.mlp}") for name in self.modules_apart if _is_within(name, begin)):
+                once.append(f"{begin}.{row.attn_proj.split('.')[0]}")
+        return tuple(once)
+
+    def _require_one_pass(self) -> None:
+        if not self.can_double:
+            raise ModelsDiffer(f"{self!r}: one pass cannot run both; see `can_double`.")
 
 
-def _restore(module: torch.nn.Module, forward: Any) -> None:
-    if forward is None:
-        del module.forward
-    else:
-        module.forward = forward
-
-
-def _by_half(mine: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        rows = next(one.shape[0] for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
-
-        def half(value: Any, part: int) -> Any:
-            return value.chunk(2)[part] if isinstance(value, Tensor) and value.shape[:1] == (rows,) else value
-
-        found = [
-            run(*[half(one, part) for one in args], **{name: half(one, part) for name, one in kwargs.items()})
-            for part, run in enumerate((mine, theirs))
-        ]
-        if isinstance(found[0], tuple):
-            return tuple(torch.cat(pair) for pair in zip(*found, strict=True))
-        return torch.cat(found)
-
-    return forward
-
-
-def _first_half(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda x: run(x.chunk(2)[0])
+def _is_within(name: str, module: str) -> bool:
+    return f"{name}.".startswith(f"{module}.")
 
 
 def _compare(first: HookedModel, second: HookedModel) -> _Compared:
@@ -164,6 +154,18 @@ def _compare(first: HookedModel, second: HookedModel) -> _Compared:
             f"were trained differently."
         )
     return _Compared(tuple(apart), equal / total)
+
+
+def _first_block_apart(handle: HookedModel, apart: tuple[str, ...]) -> int | None:
+    """First block with a module apart, the number of blocks where there is none; None where one comes before them."""
+    row = handle.architecture
+    after, layers = {row.final_norm, row.unembed}, [handle.dims.n_layers]
+    for name in apart:
+        if name.startswith(f"{row.blocks}."):
+            layers.append(int(name.removeprefix(f"{row.blocks}.").split(".")[0]))
+        elif name not in after:
+            return None
+    return min(layers)
 
 
 def _equal(mine: Tensor, theirs: Any) -> bool:

@@ -4,9 +4,10 @@
 2. The first model's next token, the likeliest, is appended to the text of both.
 3. The second model reads the patched text unpatched, so its activations are those it would have on it.
 
-Each model keeps its own key-value cache, so a step reads one token. Where the two share their weights one doubled pass
-runs both: the first half of its rows are the first model's, the second half the second's, and a hook copies from one
-half to the other. Otherwise the second model runs beside the first, up to the deepest chosen layer and without head.
+Each model keeps its own key-value cache, so a step reads one token. Where one pass can run both, it does: between the
+first block whose weights differ and the deepest chosen layer, the first half of its rows are the first model's, the
+second half the second's, and a hook copies from one half to the other. Otherwise (other devices, other settings) the
+second model runs beside the first, up to the deepest chosen layer and without head.
 Several patches, each another set of neurons, share a batch: a row says by its mask which neurons it takes.
 
 Source: Chen et al. 2025, algorithm 1, arXiv:2406.14144.
@@ -14,19 +15,20 @@ Source: Chen et al. 2025, algorithm 1, arXiv:2406.14144.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from safe_sail.errors import BadSettings
+from safe_sail.errors import BadSettings, ModelsDiffer
 from safe_sail.model.decoding import Decoding
 from safe_sail.model.edits import Edit
 from safe_sail.model.tokens import TokenBatch, pad_id_of, trimmed
 from safe_sail.neurons.completions import end_ids
 from safe_sail.neurons.contrast import neuron_mask
-from safe_sail.neurons.pair import ModelPair, doubled_batch
+from safe_sail.neurons.doubling import doubled_batch
+from safe_sail.neurons.pair import ModelPair
 from safe_sail.sites import Site, SiteKind
 
 Progress = Callable[[str], None]
@@ -34,11 +36,6 @@ Progress = Callable[[str], None]
 
 def silent(message: str) -> None:
     """No progress report."""
-
-
-SHARED_ENOUGH: Final = 0.5
-"""Share of weights from which on a doubled pass is taken; where fewer are shared the two ways cost about the same,
-benchmarks/bench_patching.py."""
 
 
 class _Work(NamedTuple):
@@ -63,8 +60,8 @@ def patched_tokens(
     """Greedy replies of the first model under each patch, as ids, padded after their end; on the CPU.
 
     A patch is the layers and indices of its neurons; an empty one leaves the first model as it is. `batch_rows` counts
-    rows of the first model. `doubled` chooses the engine; None takes one doubled pass where most
-    weights are shared.
+    rows of the first model. `doubled` chooses the engine; None takes one doubled pass wherever one can run both:
+    however few weights are shared it is the quicker one, benchmarks/bench_patching.py.
 
     Raises:
         BadSettings: `max_new_tokens` or `batch_rows` is below 1, or no patch was given.
@@ -79,7 +76,7 @@ def patched_tokens(
     dims, batch = pair.first.dims, batch.left_padded()
     masks = torch.stack([neuron_mask(patch, dims.n_layers, dims.d_mlp) for patch in patches])
     if doubled is None:
-        doubled = pair.can_double and pair.shared_share >= SHARED_ENOUGH
+        doubled = pair.can_double
     scope = _doubled if doubled else _beside
     pad = pad_id_of(pair.first.tokenizer)
     found = torch.full((len(patches), len(batch), max_new_tokens), pad, dtype=torch.long)
@@ -148,22 +145,39 @@ def _chosen(masks: Bool[Tensor, "rows n_layers d_mlp"], device: torch.device) ->
 def _doubled(
     pair: ModelPair, part: TokenBatch, masks: Bool[Tensor, "rows n_layers d_mlp"], max_new_tokens: int
 ) -> Iterator[Advance]:
+    if not pair.can_double:
+        raise ModelsDiffer(f"{pair!r}: one pass cannot run both; see `can_double`.")
+    begin = pair.first_block_apart
+    # before the first block that differs both models have the same activations, so patching them changes nothing
+    chosen = {layer: one for layer, one in _chosen(masks, pair.first.device).items() if layer >= (begin or 0)}
+    if not chosen:
+        with pair.first.decoding(part, max_new_tokens) as alone:
+            yield lambda tokens, running: _read(alone, tokens, running)
+        return
+    given = part if begin is not None else doubled_batch(part)
+    times = len(given) // len(part)
+    with (
+        pair.doubled_until(max(chosen)) as both,
+        both.decoding(given, max_new_tokens, _copies(chosen)) as decoding,
+    ):
+        yield lambda tokens, running: _read(
+            decoding, None if tokens is None else tokens.repeat(times), running.repeat(times)
+        )
+
+
+def _copies(chosen: dict[int, Bool[Tensor, "rows 1 d"]]) -> dict[Site, Edit]:
+    """Edits that copy chosen neurons of the second half of the rows into the first."""
+
     def copier(mask: Tensor) -> Edit:
+        takes = torch.stack([mask, torch.zeros_like(mask)])
+
         def copy(x: Tensor) -> Tensor:
-            mine, theirs = x.chunk(2)
-            return torch.cat([torch.where(mask, theirs, mine), theirs])
+            halves = x.unflatten(0, (2, -1))
+            return torch.where(takes, halves[1:], halves).flatten(0, 1)
 
         return copy
 
-    chosen = _chosen(masks, pair.first.device)
-    edits = {Site(SiteKind.MLP_ACT, layer): copier(mask) for layer, mask in chosen.items()}
-    with pair.doubled(head="first") as both, both.decoding(doubled_batch(part), max_new_tokens, edits) as decoding:
-
-        def advance(tokens: Tensor | None, running: Tensor) -> Tensor:
-            twice = None if tokens is None else torch.cat([tokens] * 2)
-            return _read(decoding, twice, torch.cat([running] * 2))
-
-        yield advance
+    return {Site(SiteKind.MLP_ACT, layer): copier(mask) for layer, mask in chosen.items()}
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """Patching while generating: nothing patched is the first model, everything the second, each step a naive re-run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +14,7 @@ from safe_sail.neurons.completions import end_ids
 from safe_sail.neurons.pair import ModelPair
 from safe_sail.neurons.patching import patched_replies, patched_tokens
 from safe_sail.sites import Site, SiteKind
-from tests.neuron_pairs import WITH_NEURONS, every_neuron, mlp_pair, moved_all
+from tests.neuron_pairs import WITH_NEURONS, every_neuron, mlp_pair, moved_all, moved_blocks, moved_mlp
 from tests.tiny import TEXTS, TinyModels
 
 NEW = 6
@@ -87,6 +90,57 @@ def test_both_engines_agree_where_every_weight_differs_and_neurons_alone_do_not_
     assert torch.equal(one, two)
     assert torch.equal(one[0], naive(pair, batch, patches[0]))
     assert not torch.equal(one[0], padded(pair.second.generate(batch, NEW)))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon", "falcon_sequential", "gemma3", "qwen3_moe"])
+def test_both_engines_agree_where_the_models_part_late_and_the_patch_ends_early(
+    family: str, tiny_models: TinyModels
+) -> None:
+    first = tiny_models.handle(family)
+    dense = every_neuron(ModelPair(first, moved_all(tiny_models, family)))
+    deepest, last = int(dense[:, 0].max()), first.dims.n_layers - 1
+    shallowest = dense[dense[:, 0] == int(dense[:, 0].min())]
+    batch = first.batch(TEXTS)
+    plain = padded(first.generate(batch, NEW))
+    for second, patches in (
+        (moved_blocks(tiny_models, family, [deepest]), [dense, shallowest]),
+        (moved_blocks(tiny_models, family, list(range(last + 1))), [shallowest]),
+        (moved_all(tiny_models, family), [shallowest]),
+    ):
+        pair = ModelPair(first, second)
+        expected = torch.stack([naive(pair, batch, patch) for patch in patches])
+        for way in ENGINES:
+            assert torch.equal(patched_tokens(pair, batch, patches, NEW, batch_rows=4, doubled=way), expected)
+        assert not torch.equal(expected[0], plain)
+
+
+@contextmanager
+def counted_rows(modules: list[torch.nn.Module]) -> Iterator[list[int]]:
+    """Scope that notes how many rows each module gives, in the order of the calls."""
+    rows: list[int] = []
+    hooks = [module.register_forward_hook(lambda module, args, found: rows.append(len(found))) for module in modules]
+    yield rows
+    for hook in hooks:
+        hook.remove()
+
+
+def test_rows_of_the_second_model_run_where_they_are_needed_alone(tiny_models: TinyModels) -> None:
+    first = tiny_models.handle("llama_tied")
+    n_layers, batch = first.dims.n_layers, first.batch(TEXTS[:3])
+    dense = every_neuron(ModelPair(first, moved_all(tiny_models, "llama_tied")))
+    shallow, once, twice = dense[dense[:, 0] == 0], 3, 6
+    for second, patch, expected in (
+        (moved_blocks(tiny_models, "llama_tied", [n_layers - 1]), dense, [once] * (n_layers - 1) + [twice]),
+        (moved_blocks(tiny_models, "llama_tied", [0]), shallow, [twice] + [once] * (n_layers - 1)),
+        (moved_blocks(tiny_models, "llama_tied", [n_layers - 1]), shallow, [once] * n_layers),
+        (moved_mlp(tiny_models, "llama_tied"), dense, [once] + [twice] * (n_layers - 1)),
+        (moved_all(tiny_models, "llama_tied"), shallow, [twice] + [once] * (n_layers - 1)),
+    ):
+        # what attention's first map gives: a block itself is called before its rows are doubled
+        maps = [block.get_submodule("self_attn.q_proj") for block in first.blocks]
+        with counted_rows(maps) as rows:
+            patched_tokens(ModelPair(first, second), batch, [patch], 1, batch_rows=8, doubled=True)
+        assert rows == expected
 
 
 def test_leaving_out_the_last_layer_is_no_longer_the_second_model(tiny_models: TinyModels) -> None:

@@ -7,8 +7,9 @@ import torch
 
 from safe_sail.errors import ModelsDiffer, ModelsEqual, TokenizersDiffer
 from safe_sail.model.handle import HookedModel
-from safe_sail.neurons.pair import ModelPair, doubled_batch
-from tests.neuron_pairs import WITH_NEURONS, mlp_pair, moved_all, moved_mlp
+from safe_sail.neurons.doubling import doubled_batch
+from safe_sail.neurons.pair import ModelPair
+from tests.neuron_pairs import WITH_NEURONS, mlp_pair, moved_all, moved_blocks, moved_mlp
 from tests.tiny import FAMILIES, TEXTS, TinyModels
 
 
@@ -31,6 +32,19 @@ def test_modules_apart_are_those_that_were_moved(family: str, tiny_models: TinyM
     row = pair.first.architecture
     assert pair.modules_apart == tuple(f"{row.blocks}.{layer}.{row.mlp_up}" for layer in pair.layers)
     assert 0.5 < pair.shared_share < 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
+def test_the_first_block_apart_is_the_first_that_was_moved(family: str, tiny_models: TinyModels) -> None:
+    first = tiny_models.handle(family)
+    last = first.dims.n_layers - 1
+    for layers in ([0, last], [last]):
+        assert ModelPair(first, moved_blocks(tiny_models, family, layers)).first_block_apart == layers[0]
+    assert ModelPair(first, moved_all(tiny_models, family)).first_block_apart is None  # embeddings come before them
+    after = tiny_models.fresh(family)
+    with torch.no_grad():
+        after.model.get_submodule(after.architecture.final_norm).weight *= 1.5
+    assert ModelPair(first, after).first_block_apart == last + 1
 
 
 def test_equal_models_are_refused(tiny_models: TinyModels) -> None:
