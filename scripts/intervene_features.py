@@ -180,7 +180,7 @@ def _report(scores: list[InterventionScore], *, as_json: bool) -> None:
             f"#{one.feature.index}", str(one.intervention), one.prompts, f"{one.active_share:.0%}",
             _shown(one.refusal_change), _shown(one.refusal_control), _shown(one.kl), _shown(one.kl_control),
         )  # fmt: skip
-    console = Console(highlight=False, width=132)
+    console = Console(highlight=False, width=150)
     console.print(table)
     console.print(
         "refusal: change of the log odds that the reply begins as a refusal. In brackets 95 %: over prompts, and for\n"
