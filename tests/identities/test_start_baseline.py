@@ -105,6 +105,29 @@ def test_gradients_equal_finite_differences_and_are_zero_where_nothing_was_train
     assert torch.equal(leaf.grad[still], torch.zeros(3, dtype=torch.float64))
 
 
+def test_gradients_are_the_same_under_gradient_checkpointing(tiny_models: TinyModels) -> None:
+    handle = tiny_models.fresh("llama")
+    handle.model.requires_grad_(False)
+    space, batch = unit_space(handle), handle.batch(TEXTS)
+    baseline = start_baseline(handle, other(handle, elsewhere=False), space)
+    keep = torch.rand(space.n_units, generator=torch.Generator().manual_seed(0))
+
+    def gradient() -> Tensor:
+        leaf = keep.clone().requires_grad_()
+        model, edits = masked(handle, space, leaf, baseline)
+        with model.editing(edits):
+            model.logits(batch).float().square().mean().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    plain = gradient()
+    handle.model.train()  # transformers checkpoints in training mode alone; these models have no dropout
+    handle.model.activation_checkpointing_enable({"use_reentrant": False})
+    handle.model.enable_input_require_grads()
+    torch.testing.assert_close(gradient(), plain, atol=1e-8, rtol=1e-5)
+    assert plain.abs().min() > 0
+
+
 def test_a_masked_copy_generates_and_leaves_the_model_alone(tiny_models: TinyModels) -> None:
     handle = tiny_models.handle("gpt2")
     start, space, batch = other(handle, elsewhere=False), unit_space(handle), handle.batch(TEXTS)
