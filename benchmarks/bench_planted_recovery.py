@@ -9,10 +9,14 @@ Machine: 2 shared x86-64 cores. torch 2.13.0+cpu, 27 November 2026. Gates alone,
 | backdoor | `base`, 2,928            | 5 + 6  | 11 planted  | 8      | 11            | 0.6                 |
 | backdoor | the same                 | 5 + 6  | 7 carriers  | 6      | 7             | 0.6                 |
 
+Distracted, where as many units of the same layers have changes as long to no purpose, 20 steps: of the 144 planted
+neurons among 288 that differ the search finds 104, 95 and 95 in three seeds, weight change 72, as chance does; of the
+11 planted units of the backdoor among 22 it finds 6 in one seed, weight change 5.
+
 The search tells which of the trained units work, where the size of their change does not; from a start that is too
 early, weight change finds better what was trained at the higher rate.
 
-Run: python benchmarks/bench_planted_recovery.py --case backdoor --seeds 3
+Run: python benchmarks/bench_planted_recovery.py --case backdoor
 """
 
 import argparse
@@ -128,13 +132,13 @@ def refused(task: Task, case: Case) -> float:
     return sum(judge_reply(reply) == "refusal" for reply in said) / len(said)
 
 
-def report(task: Task, case: Case, name: str, members: Tensor, **more: object) -> None:
+def report(task: Task, case: Case, by: str, members: Tensor, **more: object) -> None:
     """Prints what was found of each truth."""
     truths: dict[str, Sequence[UnitRef]] = {"planted": planted_units(case.model)}
     if case.model == "planted-backdoor":
         truths["carriers"] = [parse_unit(one) for one in CARRIERS]
     units = units_of(task.space, members)
-    found: dict[str, object] = {"ablation": task.settings.ablation, "by": name, **more}
+    found: dict[str, object] = {"ablation": task.settings.ablation, "by": by, **more}
     for truth, right in truths.items():
         for one in recovery_of(task.space, units, right):
             found[f"{truth} {one.kind}"] = {
@@ -148,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--case", choices=CASES, default="carriers")
     parser.add_argument("--ablation", choices=("start", "mean"), default="start")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args()
@@ -162,9 +166,13 @@ def main() -> None:
     )  # fmt: skip
     task = task_of(case, settings, handle, start)
     changes = weight_changes(handle, start_baseline(handle, start, task.space))
-    facts = {"case": chosen.case, "units that differ": int((changes > 0).sum()), "targets refused": refused(task, case)}
+    facts = {
+        "searched": chosen.case,
+        "units that differ": int((changes > 0).sum()),
+        "targets refused": refused(task, case),
+    }
     report(task, case, "weight change", largest(task, changes), **facts)
-    for seed in range(chosen.seeds):
+    for seed in chosen.seeds:
         learnt = learn_masks(task, torch.Generator().manual_seed(seed), lambda message: None)
         report(task, case, f"search, seed {seed}", learnt.members[0], loss=round(learnt.loss, 4))
 
