@@ -1,17 +1,17 @@
 """How much do two Ray workers on two cores gain over one, and is what they collect the same to the last byte?
 
-Two x86-64 cores with other processes at a lower priority beside it, Ray 2.60, torch 2.13.0+cpu; 2026-11-27. 196,608
-tokens, one repeat:
+Two x86-64 cores with other processes at a lower priority beside it, Ray 2.60, torch 2.13.0+cpu; 2026-11-27. One run
+over 196,608 tokens, and two over 65,536 (`--batches 16 --repeats 2`):
 
 | | start, s | work, s | CPU s | tokens / s |
 |---|---|---|---|---|
-| one worker | 14.3 | 65.0 | 66.7 | 3,027 |
-| two workers | 14.6 | 33.0 | 58.3 | 5,961 |
-| in this process, on a third of them | | | | 2,961 |
+| one worker | 14.3; 15.1, 13.9 | 65.0; 22.4, 20.8 | 66.7; 23.4, 21.8 | 3,027; 2,924, 3,145 |
+| two workers | 14.6; 16.6, 15.4 | 33.0; 11.3, 12.1 | 58.3; 21.8, 23.3 | 5,961; 5,803, 5,422 |
+| in this process, 65,536 tokens | | | | 2,961; 2,854 |
 
-Two are 1.97 times one (asked: 1.6); counted by the CPU seconds that each took, since one had more of the noise, 1.72.
-The results are equal to the last byte. A worker costs nothing beside this process once it runs, and 14 s before that:
-most of it imports torch. Below a few minutes of work Ray is not worth its start.
+Two are 1.97, 1.98 and 1.72 times one (asked: 1.6); the CPU seconds say how noise fell on the three pairs. The results
+are equal to the last byte. A worker costs nothing beside this process once it runs, and 15 s before that, most of
+them to import torch: below a few minutes of work Ray is not worth its start.
 
 An earlier form of this benchmark did not end: it started workers seven times, and Ray makes workers yield to every
 other process (niceness 15), so that on a machine with other work they nearly stood still. The executor now starts Ray
