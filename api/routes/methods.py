@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from sqlalchemy.orm import Session
@@ -78,6 +78,33 @@ def _page(request: Request, response: Response, cursor: Cursor = None, limit: Li
 PageDep = Annotated[Page, Depends(_page)]
 
 
+class _Which(NamedTuple):
+    concept: str | None
+    flow: LinkFlow | None
+    all: bool
+
+
+def _which(
+    concept: Annotated[ShortText | None, Query(description="Only links on this concept's texts.")] = None,
+    flow: Annotated[LinkFlow | None, Query(description="Only links in this direction.")] = None,
+    all: Annotated[bool, Query(description="Also those that were tested and are not significant.")] = False,
+) -> _Which:
+    return _Which(concept, flow, all)
+
+
+LinksDep = Annotated[_Which, Depends(_which)]
+
+
+def _features_of(session: Session, kind: LinkKind, slug: str, model_id: str, page: Page, which: _Which) -> Any:
+    return page.of_links(
+        f"features of a {kind}",
+        lambda after, n: store.links_of_target(
+            session, kind, slug, model_id=model_id, concept=which.concept, flow=which.flow, linked_only=not which.all,
+            limit=n, after=after,
+        ),
+    )  # fmt: skip
+
+
 def _found(kept: Kept[Any] | None, what: str, slug: str) -> dict[str, Any]:
     if kept is None:
         raise NotFound(f"direction `{slug}` has no {what} yet; `safe-sail find-refusal-direction` makes both.")
@@ -111,6 +138,13 @@ def get_direction_reading(session: SessionDep, slug: Slug) -> Any:
     return _found(store.load_direction_reading(session, slug), "reading", slug)
 
 
+@router.get("/directions/{slug}/features", tags=["directions"], response_model=list_of(store.KeptLink, with_run=False))
+def get_features_of_direction(session: SessionDep, slug: Slug, page: PageDep, which: LinksDep) -> Any:
+    """Features that the direction is linked with, strongest first."""
+    model_id = store.load_direction(session, slug).record.model_id
+    return _features_of(session, LinkKind.DIRECTION, slug, model_id, page, which)
+
+
 # --------------------------------------------------------------------------------------------- neurons and guards
 
 
@@ -124,6 +158,13 @@ def get_neuron_searches(session: SessionDep, page: PageDep, model: OfModel = Non
 def get_neuron_search(session: SessionDep, slug: Slug) -> Any:
     """One search for safety neurons."""
     return _kept(store.load_neuron_search(session, slug))
+
+
+@router.get("/neuron-sets/{slug}/features", tags=["neurons"], response_model=list_of(store.KeptLink, with_run=False))
+def get_features_of_neuron_set(session: SessionDep, slug: Slug, page: PageDep, which: LinksDep) -> Any:
+    """Features that the set of safety neurons is linked with, strongest first; links are of the model that holds it."""
+    model_id = store.load_neuron_search(session, slug).record.second_model
+    return _features_of(session, LinkKind.NEURON_SET, slug, model_id, page, which)
 
 
 @router.get("/neuron-taxes", tags=["neurons"], response_model=list_of(NeuronTax))
@@ -175,23 +216,9 @@ def get_circuit_evaluations(session: SessionDep, slug: Slug) -> Any:
 
 
 @router.get("/circuits/{slug}/features", tags=["circuits"], response_model=list_of(store.KeptLink, with_run=False))
-def get_features_of_circuit(
-    session: SessionDep,
-    slug: Slug,
-    page: PageDep,
-    concept: Annotated[ShortText | None, Query(description="Only links on this concept's texts.")] = None,
-    flow: Annotated[LinkFlow | None, Query(description="Only links in this direction.")] = None,
-    all: Annotated[bool, Query(description="Also those that were tested and are not significant.")] = False,
-) -> Any:
+def get_features_of_circuit(session: SessionDep, slug: Slug, page: PageDep, which: LinksDep) -> Any:
     """Features that the whole circuit is linked with, strongest first."""
-    model_id = store.load_circuit(session, slug).record.model_id
-    return page.of_links(
-        "features of a circuit",
-        lambda after, n: store.links_of_target(
-            session, LinkKind.CIRCUIT, slug, model_id=model_id, concept=concept, flow=flow, linked_only=not all,
-            limit=n, after=after,
-        ),
-    )  # fmt: skip
+    return _features_of(session, LinkKind.CIRCUIT, slug, store.load_circuit(session, slug).record.model_id, page, which)
 
 
 @router.get("/tunings", tags=["circuits"], response_model=list_of(TuningStudy))

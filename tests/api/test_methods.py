@@ -125,6 +125,32 @@ def word(strength: str, place: str = "0") -> str:
     return write_place("links of a feature", strength, "tiny.a", place)
 
 
+def test_features_are_listed_for_a_direction_and_a_set_of_neurons_too(methods_client: TestClient, tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    engine = make_engine(url)
+    upgrade(engine)
+    a.catalogue(engine)
+    slugs = {LinkKind.DIRECTION: DIRECTION.slug, LinkKind.NEURON_SET: "tiny.tiny"}
+    with writing(engine) as session:
+        store.save_direction_search(session, SEARCH, run_id=a.RUN)
+        store.save_neuron_search(session, of_neurons.one_search(), of_neurons.one_change(), run_id=a.RUN)
+        model = store.load_neuron_search(session, "tiny.tiny").record.second_model
+        links = [of_links.link(n, kind, slug, n, linked=n > 1) for kind, slug in slugs.items() for n in (1, 2, 3)]
+        links += [of_links.link(9, LinkKind.HEAD, "L1.H0"), of_links.link(8, LinkKind.DIRECTION, "other")]
+        store.save_link_study(session, of_links.study(*links), run_id=a.RUN)
+    engine.dispose()
+    assert model == DIRECTION.model_id == "tiny"
+    with client_of(url) as client:
+        for address in (f"/v1/directions/{DIRECTION.slug}/features", "/v1/neuron-sets/tiny.tiny/features"):
+            found = get(client, address)["items"]
+            assert [one["link"]["feature"]["index"] for one in found] == [3, 2]
+            assert len(get(client, f"{address}?all=true&limit=2")["items"]) == 2
+            assert len(get(client, f"{address}?all=true")["items"]) == 3
+            assert get(client, f"{address}?concept=cult")["items"] == []
+    for address in ("/v1/directions/nobody/features", "/v1/neuron-sets/nobody/features"):
+        assert methods_client.get(address).status_code == 404
+
+
 def test_circuits_name_their_units_and_are_found_by_one(methods_client: TestClient):
     (listed,) = get(methods_client, "/v1/circuits?model=tiny&unit=L0.H1")["items"]
     assert listed == get(methods_client, f"/v1/circuits/{CIRCUIT.slug}")
