@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
+from urllib.parse import parse_qsl, quote, urlencode
 
 from fastapi import Query, Request, Response
 
@@ -17,8 +18,9 @@ Cursor = Annotated[
 def link_next(request: Request, response: Response, cursor: str | None) -> None:
     """Adds the header where there is a next page."""
     if cursor is not None:
-        following = request.url.include_query_params(cursor=cursor).components
-        response.headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
+        given = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        query = urlencode([*((name, value) for name, value in given if name != "cursor"), ("cursor", cursor)])
+        response.headers["Link"] = f'<{quote(request.scope["path"])}?{query}>; rel="next"'
 
 
 def page_of(

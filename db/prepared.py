@@ -95,7 +95,8 @@ class Prepared:
             # the driver's codes of the columns' types come with the first answer; PostgreSQL's floats need them
             codes = [column[1] for column in cursor.description]
             processors = self._processors[dialect.name] = self._processors_of(dialect, codes)
-        return [_row(plan, processors, row) for row in cursor.fetchall()]
+        found = cursor.fetchall()
+        return [_row(plan, processors, row) for row in found] if processors else list(map(plan.make, found))
 
     def _plan(self, dialect: Dialect) -> _Plan:
         compiled = self._statement.compile(dialect=dialect)
@@ -117,8 +118,6 @@ class Prepared:
 
 
 def _row(plan: _Plan, processors: _Processors, row: Any) -> Any:
-    if not processors:
-        return plan.make(row)
     values = list(row)
     for i, process in processors:
         values[i] = process(values[i])

@@ -76,6 +76,8 @@ def shape_of(
 @lru_cache(maxsize=512)
 def page_statement(shape: Shape) -> Prepared:
     """A page's features that have a value to sort by."""
+    if shape.sort in (FeatureSort.INDEX, *_STORED) and not shape.given & (_SCOPE | {"text"}):
+        return Prepared(_walked(shape))
     keys = _known_keys(shape)
     page = keys.limit(bindparam("n", type_=Integer)).cte("page")
     return Prepared(_shown(page, shape, by_index=shape.sort is FeatureSort.INDEX))
@@ -290,17 +292,31 @@ def _same(other: Any, owner: _Owner) -> tuple[ColumnElement[bool], ColumnElement
 _ESTIMATE = ("", "_low", "_high", "_n", "_level")
 
 
+def _columns(shape: Shape, score: Any) -> list[ColumnElement[Any]]:
+    """What is shown of a feature, its concept's part from `score`."""
+    row, parts = tables.FeatureListingRow, _ESTIMATE if shape.estimates else ("",)
+    columns = [tables.SaeRow.slug, row.density, row.max_activation, row.n_contexts, score.concept]
+    columns += [getattr(score, f"{name}{part}") for name in ("rate_gap", "auroc") for part in parts]
+    columns += [row.text, row.explainer]
+    return columns + [getattr(row, f"{name}{part}") for name in ("score", "control") for part in parts]
+
+
+def _walked(shape: Shape) -> Select[Any]:
+    """A page where keys and what is shown stand in one table: walked along once."""
+    row, sae = tables.FeatureListingRow, tables.SaeRow
+    owner = _Owner(row.sae_key, row.feature_index)
+    value = _STORED.get(shape.sort, row.feature_index).expression
+    shown = select(*owner, value.label("value"), *_columns(shape, row)).join(sae, sae.sae_key == row.sae_key)
+    shown = shown.where(*_of_sae(shape, owner), value.is_not(None), *_conditions(shape, owner))
+    return _ordered(shape, shown, owner, value).limit(bindparam("n", type_=Integer))
+
+
 def _shown(page: FromClause, shape: Shape, *, by_index: bool) -> Select[Any]:
     """The page's features in its order with what is shown of them."""
     row, sae = tables.FeatureListingRow, tables.SaeRow
     owner = _Owner(page.c.sae_key, page.c.feature_index)
     score: Any = tables.ConceptScoreRow if shape.given & _SCOPE else row
-    parts = _ESTIMATE if shape.estimates else ("",)
-    columns = [getattr(score, f"{name}{part}") for name in ("rate_gap", "auroc") for part in parts]
-    columns += [row.text, row.explainer]
-    columns += [getattr(row, f"{name}{part}") for name in ("score", "control") for part in parts]
-    numbers = (row.density, row.max_activation, row.n_contexts)
-    shown = select(*owner, page.c.value, sae.slug, *numbers, score.concept, *columns)
+    shown = select(*owner, page.c.value, *_columns(shape, score))
     shown = shown.select_from(page).join(row, and_(*_same(row, owner))).join(sae, sae.sae_key == page.c.sae_key)
     if score is not row:
         best = aliased(score)
