@@ -6,6 +6,7 @@ what is wrong.
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,8 +18,9 @@ from db.direct import DirectReadFailed, DirectReads
 from db.engine import reading
 from db.prepared import Run, run_in
 
-_THREADS = 8
-"""More would wait for one another: the rest of a read is Python, which runs one thread at a time."""
+_THREADS = min(4, max(2, os.cpu_count() or 2))
+"""Of reads that may take longer. They take turns at Python's lock at every row: on 2 cores 2 threads answer 1.8 times
+as many searches as 8, the slowest in a hundred in a third of the time (`benchmarks/bench_service.py`)."""
 
 
 class DirectAnswers:
