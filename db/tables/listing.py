@@ -10,8 +10,9 @@ class FeatureListingRow(Base):
     """What a list shows of a feature: of its contexts, its best concept score and its best explanation.
 
     Every row of `feature` has one. It repeats what the other tables hold, and `db.store.feature_rows` keeps it equal to
-    them: a page is then one walk along one table, where joins took six times as long (`benchmarks/bench_service.py`).
-    Its indexes have a direction (`DESCENDING_INDEXES`), for orders by density, rate gap and score.
+    them: a page is then one walk along one table. A page by score cost five times as much where it joined the others
+    (`benchmarks/bench_service.py`). Its indexes have a direction (`DESCENDING_INDEXES`), for orders by density, rate
+    gap and score.
     """
 
     __tablename__ = "feature_listing"
