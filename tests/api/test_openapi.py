@@ -58,7 +58,7 @@ def test_requests_made_from_the_contract_get_what_it_promises(own_client: TestCl
     client = own_client
     schema = schemathesis.openapi.from_asgi("/openapi.json", client.app, headers={"host": "127.0.0.1"})
     operations = [one.ok() for one in schema.get_all_operations()]
-    assert len(operations) == 41
+    assert len(operations) == 43
     for operation in operations:
 
         @settings(
