@@ -15,6 +15,7 @@ from safe_sail.records import (
     CircuitMember,
     CircuitReplies,
     CircuitSearch,
+    Estimate,
     FeatureId,
     HeadRef,
     ModelRef,
@@ -83,6 +84,13 @@ def reply_lines(evaluation: CircuitEvaluation) -> list[ReplyLine]:
         for one in sorted(evaluation.replies, key=lambda one: one.prompts)
         if not one.intervention.startswith("random ")
     ]
+
+
+def kl_table(evaluation: CircuitEvaluation) -> tuple[list[str], list[tuple[str, list[Estimate | None]]]]:
+    """KL as a table: its columns are views of the circuit, its rows groups of prompts; both in the record's order."""
+    cells = {tuple(name.partition(" on ")[::2]): kl for name, kl in evaluation.kl.items()}
+    views, groups = (list(dict.fromkeys(each)) for each in zip(*cells, strict=True)) if cells else ([], [])
+    return views, [(group, [cells.get((view, group)) for view in views]) for group in groups]
 
 
 def needs_by_unit(search: CircuitSearch | None) -> dict[object, UnitNeed]:

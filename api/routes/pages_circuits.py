@@ -8,7 +8,15 @@ from fastapi.responses import HTMLResponse
 from sqlalchemy.orm import Session
 
 from api.deps import SLUG_PATTERN, SessionDep, ShortText
-from api.pages.circuits import feature_members, head_grid, needs_by_unit, neuron_layers, reply_lines, size_curve
+from api.pages.circuits import (
+    feature_members,
+    head_grid,
+    kl_table,
+    needs_by_unit,
+    neuron_layers,
+    reply_lines,
+    size_curve,
+)
 from api.pages.linking import link_lines
 from api.pages.render import render
 from api.routes.methods import UNIT
@@ -89,7 +97,10 @@ def circuit(session: SessionDep, circuit: Annotated[str, Path(pattern=SLUG_PATTE
         features=features,
         search=search,
         needs=needs_by_unit(search),
-        evaluations=[(one.record, reply_lines(one.record)) for one in load_circuit_evaluations(session, circuit)],
+        evaluations=[
+            (one.record, reply_lines(one.record), kl_table(one.record))
+            for one in load_circuit_evaluations(session, circuit)
+        ],
         curves=[] if search is None else size_curve(search),
         linked=link_lines(links, {}),
         known=load_feature_listings(session, named),

@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.main import create_app
-from api.pages.circuits import head_grid, neuron_layers, reply_lines
+from api.pages.circuits import head_grid, kl_table, neuron_layers, reply_lines
 from api.pages.prompting import chips, strips
 from api.settings import ServiceSettings
 from db import leases
@@ -169,3 +169,15 @@ def test_the_map_has_a_cell_for_every_head_and_all_neurons_of_the_circuit(client
         ("none", False),
         ("removed", True),
     ]
+
+
+def test_costs_of_a_circuit_are_a_table_with_a_gap_where_nothing_was_measured(client):
+    record = methods.circuit_evaluation()
+    near, far = record.kl["removed on safe"], replace(record.kl["removed on safe"], value=3.5, low=3.25, high=3.75)
+    both = replace(record, kl={"removed on safe": near, "alone on safe": far, "removed on harmful": far})
+    assert kl_table(both) == (["removed", "alone"], [("safe", [near, far]), ("harmful", [far, None])])
+    assert kl_table(replace(record, kl={})) == ([], [])
+    text = client.get(f"/circuits/{methods.CIRCUIT}", headers=HTML).text
+    row = re.search(r"KL on the first reply token.*?<tbody>(.*?)</tbody>", text, re.DOTALL)
+    assert row is not None
+    assert re.sub(r"<[^>]+>| +", " ", row[1]).split()[:2] == ["safe", f"{near.value:.4f}"]
