@@ -44,8 +44,9 @@ def print_links(studies: Sequence[LinkStudy], *, database: str, as_json: bool) -
 
 def _table(study: LinkStudy) -> Table:
     table = Table(title=f"Links of {study.sae} in {study.model_id}", title_justify="left")
-    for head in ("concept", "feature", "linked with"):
+    for head in ("concept", "feature"):
         table.add_column(head, no_wrap=True)
+    table.add_column("linked with", overflow="fold")  # names of sets are long, and numbers shall stand whole
     for head in ("weights [95 %]", "cause [95 %]", "control", "q"):
         table.add_column(head, justify="right", no_wrap=True)
     for link, is_first in _shown(study):

@@ -1,6 +1,8 @@
 """The command from options to database, on two concepts of the organism."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from safe_sail.links.units import UnitSet
 from safe_sail.records import Circuit, CircuitMember, FeatureId, HeadRef, LinkFlow, LinkKind, LinkStudy, NeuronRef
 from scripts.link_features import ORGANISM_SAE, link, sets_to_link
 from scripts.link_report import print_links
+from tests.api import seed_methods
 from tests.db import builders as a
 
 
@@ -59,6 +62,19 @@ def test_the_command_links_keeps_and_prints(tmp_path: Path, capsys: pytest.Captu
 def capsys_text(study: LinkStudy, capsys: pytest.CaptureFixture[str]) -> str:
     print_links([study], database="sqlite:///x.db", as_json=False)
     return capsys.readouterr().out
+
+
+def test_names_of_sets_are_folded_before_a_number_is_cut(capsys: pytest.CaptureFixture[str]):
+    study = seed_methods.link_study("some-sae")
+    wide = replace(study.links[0].cause, q_value=3e-14, value=a.estimate(-123.456))
+    one = replace(
+        study.links[0], target="organism-base." * 3 + "organism-aligned", concept="a concept of many words",
+        weights=wide, cause=wide,
+    )  # fmt: skip
+    row = capsys_text(replace(study, links=(one,)), capsys).partition("a concept of many words")[2].splitlines()
+    assert re.search(r"│ +3e-14 │", row[0])
+    assert "…" not in "".join(row)
+    assert row[0].count("[") == 2 == row[0].count("]")
 
 
 def test_what_is_not_there_is_named(tmp_path: Path):
