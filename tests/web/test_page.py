@@ -234,11 +234,11 @@ def test_page_works_without_javascript(browser: Browser, site: str):
     page.get_by_label("Order").select_option("index")
     page.get_by_role("button", name="Show").click()
     rows = page.locator(".features > li")
-    assert rows.count() == 40
+    expect(rows).to_have_count(40)  # waits for the page that the form leads to
     expect(rows.first).to_contain_text("insult")
     page.get_by_role("link", name="3", exact=True).click()
     expect(page.get_by_role("heading", name="Where does it fire most?")).to_be_visible()
-    assert page.locator(".contexts > li").count() == 10
+    expect(page.locator(".contexts > li")).to_have_count(10)
     context.close()
 
 
