@@ -7,15 +7,16 @@ it, and is the last step of whatever saves contexts, scores or explanations.
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Table, and_, or_, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Select, and_, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from db import tables
 from db.store import rows
-from db.store.upserts import upsert
+from db.store.upserts import insert_into, upsert
 
 KEY = ("sae_key", "feature_index")
+ESTIMATE = ("", "_low", "_high", "_n", "_level")
+"""What follows the name of an estimate in the names of its columns."""
 
 
 def touch(session: Session, features: Sequence[rows.Columns]) -> None:
@@ -29,11 +30,9 @@ def refresh_listing(session: Session, features: Sequence[rows.Columns]) -> None:
     """Writes the lines of these features anew: those of their best concept and of their best explanation."""
     if not features:
         return
-    table = tables.FeatureListingRow.__table__
-    assert isinstance(table, Table)
     shown = _shown({(one["sae_key"], one["feature_index"]) for one in features})
-    insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(table)
-    names = [column.name for column in table.c]
+    insert = insert_into(session, tables.FeatureListingRow)
+    names = [column.name for column in insert.table.c]
     values = {name: insert.excluded[name] for name in names if name not in KEY}
     statement = insert.from_select(names, shown).on_conflict_do_update(index_elements=KEY, set_=values)
     session.execute(statement)
@@ -65,8 +64,8 @@ def _shown(keys: set[tuple[int, int]]) -> Select[Any]:
     verdict = aliased(judged)
     method = select(verdict.method).where(verdict.explanation_key == said.explanation_key)
     method = method.order_by(verdict.score.desc(), verdict.method).limit(1)
-    of_score = [getattr(score, f"{name}{part}") for name in ("rate_gap", "auroc") for part in _ESTIMATE]
-    of_verdict = [getattr(judged, f"{name}{part}") for name in ("score", "control") for part in _ESTIMATE]
+    of_score = [getattr(score, f"{name}{part}") for name in ("rate_gap", "auroc") for part in ESTIMATE]
+    of_verdict = [getattr(judged, f"{name}{part}") for name in ("score", "control") for part in ESTIMATE]
     return (
         select(
             row.sae_key, row.feature_index, row.density, row.max_activation, row.n_contexts,
@@ -90,6 +89,3 @@ def _shown(keys: set[tuple[int, int]]) -> Select[Any]:
         )
         .where(among(row, keys))
     )  # fmt: skip
-
-
-_ESTIMATE = ("", "_low", "_high", "_n", "_level")

@@ -31,7 +31,7 @@ from db import tables
 from db.prepared import Prepared
 from db.search import features_that_match, matches_in_order
 from db.store.feature_filter import SPECIFIC_GAP, SPECIFIC_Q, FeatureFilter, FeatureSort
-from db.store.feature_rows import among
+from db.store.feature_rows import ESTIMATE, among
 
 UNKNOWN = -1e300
 """Below everything that is sorted by: what was not measured comes last."""
@@ -289,12 +289,10 @@ def _same(other: Any, owner: _Owner) -> tuple[ColumnElement[bool], ColumnElement
 
 # --------------------------------------------------------------------------------------------- 2. what a page shows
 
-_ESTIMATE = ("", "_low", "_high", "_n", "_level")
-
 
 def _columns(shape: Shape, score: Any) -> list[ColumnElement[Any]]:
     """What is shown of a feature, its concept's part from `score`."""
-    row, parts = tables.FeatureListingRow, _ESTIMATE if shape.estimates else ("",)
+    row, parts = tables.FeatureListingRow, ESTIMATE if shape.estimates else ("",)
     columns = [tables.SaeRow.slug, row.density, row.max_activation, row.n_contexts, score.concept]
     columns += [getattr(score, f"{name}{part}") for name in ("rate_gap", "auroc") for part in parts]
     columns += [row.text, row.explainer]

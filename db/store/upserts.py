@@ -10,6 +10,12 @@ from db import tables
 from db.store import rows
 
 
+def insert_into(session: Session, row: type[tables.Base]) -> sqlite.Insert | postgresql.Insert:
+    """An insert that may say what happens where a key is there already, of the session's kind of database."""
+    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    return insert(cast(Table, row.__table__))
+
+
 def upsert(
     session: Session, row: type[tables.Base], columns: list[rows.Columns], *, key: tuple[str, ...], replace: bool = True
 ) -> None:
@@ -20,8 +26,7 @@ def upsert(
     """
     if not columns:
         return
-    table = cast(Table, row.__table__)
-    insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(table)
+    insert = insert_into(session, row)
     if replace:
         values = {name: insert.excluded[name] for name in columns[0] if name not in key}
         statement = insert.on_conflict_do_update(index_elements=key, set_=values)

@@ -125,7 +125,7 @@ def learn_masks(task: Task, generator: torch.Generator, progress: Progress) -> L
         search_step(task, logits, rows.draw(), wide=_wide(step, settings), generator=generator, shift=step, scale=scale)
         optimizer.step()
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
-            members = torch.stack([gates.members(row, _gate(settings), budget_sizes(task)) for row in logits])
+            members = read_out(task, logits)
             losses.append(mask_loss(task, members))
             if best is None or losses[-1] < best[0]:
                 best = (losses[-1], logits.detach().clone(), members)

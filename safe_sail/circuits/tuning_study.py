@@ -18,9 +18,10 @@ from safe_sail.circuits.tuning import n_trained, tuned_copy
 from safe_sail.errors import BadInput, EmptyConcept
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.evaluation.refusal import Rate, judge_reply, wilson_rate
+from safe_sail.evaluation.replies import greedy_replies
 from safe_sail.evaluation.utility import text_losses, token_rows
 from safe_sail.model.chat import render_chat
-from safe_sail.model.handle import HookedModel
+from safe_sail.model.handle import NO_EDITS, HookedModel
 from safe_sail.records import Circuit, Estimate, FeatureId, HeadRef, NeuronRef, TuningArm, TuningStudy, UnitRef
 from safe_sail.settings import TuningSettings
 from safe_sail.sites import SiteKind
@@ -184,12 +185,10 @@ def _judged(handle: HookedModel, texts: TuningTexts, settings: TuningSettings) -
 
 
 def _replies(handle: HookedModel, prompts: Sequence[str], settings: TuningSettings) -> list[str]:
-    replies: list[str] = []
-    for first in range(0, len(prompts), settings.evaluate_rows):
-        batch = handle.chat_batch(prompts[first : first + settings.evaluate_rows])
-        ids = handle.generate(batch, settings.max_new_tokens)
-        replies += handle.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return replies
+    batch = handle.chat_batch(list(prompts))
+    return greedy_replies(
+        handle, batch, NO_EDITS, max_new_tokens=settings.max_new_tokens, batch_rows=settings.evaluate_rows
+    )
 
 
 def _arm(name: str, found: Sequence[tuple[_Judged, int, bool]], weights: Tensor) -> TuningArm:

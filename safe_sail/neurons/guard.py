@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from safe_sail.errors import ExportRefused, GuardUnfit
-from safe_sail.model.handle import HookedModel
-from safe_sail.model.tokens import parts_by_length, trimmed
+from safe_sail.evaluation.replies import greedy_replies
+from safe_sail.model.handle import NO_EDITS, HookedModel
 from safe_sail.neurons.probe import Probe
 from safe_sail.neurons.readers import DirectionReader, NeuronReader, Reader, SaeReader, read_all
 from safe_sail.sae.handle import SAEHandle
@@ -90,11 +90,9 @@ class Guard:
         passed = (chances < self.threshold).nonzero()[:, 0].tolist()
         if passed:
             batch = handle.chat_batch([prompts[row] for row in passed], system=self.system)
-            for rows in parts_by_length(batch, batch_rows):
-                ids = handle.generate(trimmed(batch, rows), max_new_tokens)
-                texts = handle.tokenizer.batch_decode(ids, skip_special_tokens=True)
-                for row, text in zip(rows, texts, strict=True):
-                    replies[passed[row]] = text
+            texts = greedy_replies(handle, batch, NO_EDITS, max_new_tokens=max_new_tokens, batch_rows=batch_rows)
+            for row, text in zip(passed, texts, strict=True):
+                replies[row] = text
         return [
             Answer(float(chance), bool(chance >= self.threshold), reply)
             for chance, reply in zip(chances, replies, strict=True)

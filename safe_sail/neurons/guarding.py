@@ -17,8 +17,8 @@ from torch import Tensor
 from safe_sail.errors import GuardUnfit
 from safe_sail.evaluation.bootstrap import resample_weights
 from safe_sail.evaluation.refusal import judge_reply, wilson_rate
-from safe_sail.model.handle import HookedModel
-from safe_sail.model.tokens import parts_by_length, trimmed
+from safe_sail.evaluation.replies import greedy_replies
+from safe_sail.model.handle import NO_EDITS, HookedModel
 from safe_sail.neurons.contrast import random_neurons
 from safe_sail.neurons.guard import Guard
 from safe_sail.neurons.probe import (
@@ -165,11 +165,9 @@ def _labelled(
 ) -> Labelled:
     progress(f"answering {split} prompts")
     batch = handle.chat_batch(list(prompts.texts), system=settings.system).left_padded()
-    replies = [""] * len(batch)
-    for rows in parts_by_length(batch, settings.batch_rows):
-        ids = handle.generate(trimmed(batch, rows), settings.max_new_tokens)
-        for row, text in zip(rows, handle.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
-            replies[row] = text
+    replies = greedy_replies(
+        handle, batch, NO_EDITS, max_new_tokens=settings.max_new_tokens, batch_rows=settings.batch_rows
+    )
     found = score_all(scorer, prompts.texts, [replies])[0]
     told = (~found.isnan()).nonzero()[:, 0]
     if len(told) < len(found):
