@@ -13,7 +13,8 @@ Two cores shared with other work (several times their load), Python 3.11, SQLite
 | SQLite | 2000 | 7, 3 | 0 | 0 | 0 | 1 | 7 | 91 | 775 |
 | PostgreSQL | 2000 | 7, 3 | 0 | 0 | 0 | 1 | 7 | 95 | 1202 |
 
-Nothing is lost and nothing doubled. What is asked again is what was in flight when a worker died, at most 16 a kill.
+Nothing is lost and nothing doubled. What is asked again is what was drawn and not yet kept when a worker died: at most
+20 a kill, the 16 in flight and the 4 that stand ready behind them.
 Seven attempts and not eight: one of the kills, at the same moments of both runs, met a worker that held no job yet.
 Most of the seconds are workers that start.
 """
