@@ -8,11 +8,14 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import orjson
 
+from db.packing import split_texts
 from db.store import FeatureRows, PageRows
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 Json = dict[str, Any]
 
 
@@ -41,56 +44,46 @@ def feature_body(index: int, found: FeatureRows) -> bytes:
         "concept_scores": [_concept_score(row, feature) for row in found.concept_scores],
         "explanations": [_explanation(row, scores, feature) for row, scores in found.explanations],
     }
-    return _dumps(detail, detail["contexts"])
+    return orjson.dumps(detail, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def page_body(page: PageRows) -> bytes:
     """`FeatureList` of a page as JSON."""
     items = [
         {
-            "index": row.feature_index,
-            "density": row.density,
-            "max_activation": row.max_activation,
-            "n_contexts": row.n_contexts,
-            "concept": row.concept,
-            "rate_gap": row.rate_gap,
-            "auroc": row.auroc,
-            "explanation": row.text,
-            "explainer": row.explainer,
-            "explanation_score": row.score,
+            "index": index,
+            "density": density,
+            "max_activation": max_activation,
+            "n_contexts": n_contexts,
+            "concept": concept,
+            "rate_gap": rate_gap,
+            "auroc": auroc,
+            "explanation": text,
+            "explainer": explainer,
+            "explanation_score": score,
         }
-        for row in page.rows
-    ]
+        for (
+            _, index, _, density, max_activation, n_contexts, concept, rate_gap, auroc, text, explainer, score,
+        ) in page.rows
+    ]  # fmt: skip
     return orjson.dumps({"items": items, "next_cursor": page.next_cursor, "total": page.total})
 
 
-def _dumps(value: Json, contexts: Iterable[Json]) -> bytes:
-    """JSON; half characters (lone surrogates, which UTF-8 cannot hold) in contexts become U+FFFD."""
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        for context in contexts:
-            context["tokens"] = [_whole(token) for token in context["tokens"]]
-            context["source_id"] = _whole(context["source_id"])
-        return orjson.dumps(value)
-
-
-def _whole(text: str) -> str:
-    return _HALF_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
 def _contexts(row: Any) -> list[Json]:
-    tokens, token_ids, activations = row.tokens, row.token_ids.tolist(), row.activations.tolist()
-    contexts, start = [], 0
-    for length, peak, source_id in zip(row.lengths.tolist(), row.peaks.tolist(), row.source_ids, strict=True):
+    """Contexts whose tokens are JSON already, and whose numbers stay in arrays, which are written without a Python
+    number for each; the activations in the digits of a float64, as everything else."""
+    token_ids, activations = row.token_ids, row.activations.astype(np.float64)
+    lengths, contexts, start = row.lengths.tolist(), [], 0
+    parts = zip(split_texts(row.tokens, lengths), lengths, row.peaks.tolist(), row.source_ids, strict=True)
+    for tokens, length, peak, source_id in parts:
         end = start + length
         contexts.append(
             {
-                "tokens": tokens[start:end],
+                "tokens": orjson.Fragment(tokens),
                 "token_ids": token_ids[start:end],
                 "activations": activations[start:end],
                 "peak": peak,
-                "source_id": source_id,
+                "source_id": _HALF_CHARACTER.sub(_REPLACEMENT, source_id),
             }
         )
         start = end
@@ -100,7 +93,7 @@ def _contexts(row: Any) -> list[Json]:
 def _histogram(row: Any) -> Json | None:
     if row.histogram_edges is None or row.histogram_counts is None:
         return None
-    return {"edges": row.histogram_edges.tolist(), "counts": row.histogram_counts.tolist()}
+    return {"edges": row.histogram_edges, "counts": row.histogram_counts}
 
 
 def _concept_score(row: Any, feature: Json) -> Json:

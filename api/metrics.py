@@ -41,12 +41,17 @@ class Metrics:
         )
         ProcessCollector(registry=self.registry)
         self.registry.register(_Kept(engine))
+        self._series: dict[tuple[str, str, int], tuple[Histogram, Counter]] = {}
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         """Counts one answer."""
         method = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
-        self.seconds.labels(method, route).observe(seconds)
-        self.answers.labels(method, route, str(status)).inc()
+        kept = self._series.get((method, route, status))
+        if kept is None:
+            kept = self.seconds.labels(method, route), self.answers.labels(method, route, str(status))
+            self._series[method, route, status] = kept
+        kept[0].observe(seconds)
+        kept[1].inc()
 
 
 class _Kept(Collector):

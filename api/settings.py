@@ -1,6 +1,7 @@
 """What the service can be told, by argument or by `SAFE_SAIL_*` in the environment, which it reads nowhere else."""
 
 import ipaddress
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -75,6 +76,7 @@ class ServiceSettings(BaseSettings):
         )  # fmt: skip
 
 
+@lru_cache(maxsize=8)
 def listens_on_loopback(host: str) -> bool:
     """Whether a bind address can be reached from this machine alone; a name other than localhost counts as not."""
     try:

@@ -6,9 +6,11 @@ half a character, and no text type of PostgreSQL holds those.
 """
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ from safe_sail.errors import BadRecord, DatabaseUnreachable
 
 _CODES = ("<f4", "<f8", "<i4", "<i8")
 _LIMITS = {"<i4": 2**31, "<i8": 2**63}
+_HALF_CHARACTER = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 
 def pack_array(array: NDArray[Any]) -> bytes:
@@ -38,15 +42,21 @@ def unpack_array(data: bytes) -> NDArray[Any]:
         DatabaseUnreachable: the bytes are damaged.
     """
     try:
-        code, n_axes = data[:3].decode("ascii"), data[3]
-        if code not in _CODES:
-            raise ValueError(f"unknown type code {code!r}")
-        shape = struct.unpack_from(f"<{n_axes}I", data, 4)
-        return np.frombuffer(data, np.dtype(code), offset=4 + 4 * n_axes).reshape(shape)
+        kind, lengths = _head(data[:4])
+        return np.frombuffer(data, kind, offset=4 + lengths.size).reshape(lengths.unpack_from(data, 4))
     except (ValueError, IndexError, struct.error) as error:
         raise DatabaseUnreachable(
             f"a packed array of {len(data)} bytes is damaged ({error}); restore the database."
         ) from error
+
+
+@lru_cache(maxsize=64)
+def _head(data: bytes) -> tuple[np.dtype[Any], struct.Struct]:
+    """Type of the values and form of the axes' lengths."""
+    code, n_axes = data[:3].decode("ascii"), data[3]
+    if code not in _CODES:
+        raise ValueError(f"unknown type code {code!r}")
+    return np.dtype(code), struct.Struct(f"<{n_axes}I")
 
 
 def to_array(values: Sequence[float], code: str) -> NDArray[Any]:
@@ -95,11 +105,50 @@ def _unpack_any_texts(data: bytes) -> list[str]:
     try:
         texts = json.loads(data.decode("utf-8", "surrogatepass"))
     except ValueError as error:
-        raise DatabaseUnreachable(
-            f"packed texts of {len(data)} bytes are damaged ({error}); restore the database."
-        ) from error
+        raise _damaged_texts(data, error) from error
     assert isinstance(texts, list)
     return texts
+
+
+def split_texts(data: bytes, lengths: Sequence[int]) -> list[bytes]:
+    """The texts that `pack_texts` wrote as JSON lists in UTF-8, `lengths[0]` of them, then `lengths[1]`, and so on.
+
+    Cut out of the bytes: whoever passes texts on as JSON need not read them. Half characters (lone surrogates, which
+    UTF-8 cannot hold) become U+FFFD.
+
+    Raises:
+        DatabaseUnreachable: the bytes are damaged, or hold another number of texts.
+    """
+    try:
+        whole = _HALF_CHARACTER.sub(_REPLACEMENT, data) if b"\xed" in data else data
+        whole.decode()
+        return _cut(whole, lengths)
+    except ValueError as error:
+        raise _damaged_texts(data, error) from error
+
+
+def _cut(data: bytes, lengths: Sequence[int]) -> list[bytes]:
+    bare = data
+    if b"\\" in data:  # with these out of the way, every quote begins or ends a text
+        bare = data.replace(rb"\\", b"__").replace(rb"\"", b"__")
+    letters = np.frombuffer(bare, np.uint8)
+    quotes = (letters == ord('"')).nonzero()[0]
+    n = sum(lengths)
+    if len(quotes) != 2 * n or not bare.startswith(b'["' if n else b"[]") or letters.min() < ord(" "):
+        raise ValueError(f"no list of {n} texts")
+    parts, first, start = [], 0, 1
+    for length in lengths:
+        first += length
+        stop = int(quotes[2 * first - 1]) + 1
+        parts.append(b"[" + data[start:stop] + b"]")
+        if bare[stop : stop + 2] != (b',"' if first < n else b"]"):
+            raise ValueError(f"the list does not go on after {first} texts")
+        start = stop + 1
+    return parts
+
+
+def _damaged_texts(data: bytes, error: ValueError) -> DatabaseUnreachable:
+    return DatabaseUnreachable(f"packed texts of {len(data)} bytes are damaged ({error}); restore the database.")
 
 
 def is_plain_text(text: str) -> bool:

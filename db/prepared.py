@@ -67,13 +67,14 @@ class _Plan(NamedTuple):
     given: Mapping[str, Any]
     """Parameters that stand in the statement itself."""
     make: Callable[..., Any]
+    """Of a row's values."""
 
 
 class Prepared:
-    """One statement, compiled at its first use on each kind of database."""
+    """One statement, compiled at its first use on each kind of database; its rows are tuples, with names if `named`."""
 
-    def __init__(self, statement: Select[Any]) -> None:
-        self._statement = statement
+    def __init__(self, statement: Select[Any], *, named: bool = True) -> None:
+        self._statement, self._named = statement, named
         self._plans: dict[str, _Plan] = {}
         self._processors: dict[str, _Processors] = {}
 
@@ -96,7 +97,9 @@ class Prepared:
             codes = [column[1] for column in cursor.description]
             processors = self._processors[dialect.name] = self._processors_of(dialect, codes)
         found = cursor.fetchall()
-        return [_row(plan, processors, row) for row in found] if processors else list(map(plan.make, found))
+        if processors:
+            return [_row(plan, processors, row) for row in found]
+        return list(map(plan.make, found)) if self._named else list(found)
 
     def _plan(self, dialect: Dialect) -> _Plan:
         compiled = self._statement.compile(dialect=dialect)
@@ -106,7 +109,7 @@ class Prepared:
             sql=str(compiled),
             names=None if order is None else tuple(order),
             given={name: value for name, value in compiled.params.items() if value is not None},
-            make=getattr(namedtuple("Row", names), "_make"),  # noqa: B009 - mypy sees none
+            make=getattr(namedtuple("Row", names), "_make") if self._named else tuple,  # noqa: B009 - mypy sees none
         )
         self._plans[dialect.name] = plan
         return plan

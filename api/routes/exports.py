@@ -77,7 +77,7 @@ def _portions(engine: Engine, sae: str, filters: FeatureFilter) -> Iterator[list
     while True:
         with reading(engine) as session:
             page = page_rows(run_in(session), sae, filters=filters, cursor=cursor, limit=_AT_ONCE)
-            indices = [row.feature_index for row in page.rows]
+            indices = [index for _, index, *_ in page.rows]
             portion = list(zip(indices, rows_of_features(session, sae, indices), strict=True))
         yield portion
         cursor = page.next_cursor

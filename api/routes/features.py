@@ -11,7 +11,7 @@ from api.direct import answer_json
 from api.links import link_next
 from api.schemas import FeatureDetail, FeatureList
 from db.prepared import Run
-from db.store import INDEXED_SORTS, FeatureFilter, FeatureSort, feature_rows, page_rows
+from db.store import EVERYTHING, INDEXED_SORTS, FeatureFilter, FeatureSort, feature_rows, page_rows
 from safe_sail.records import FeatureId
 
 router = APIRouter(tags=["features"])
@@ -98,7 +98,7 @@ async def get_features(request: Request, sae: SaeSlug, query: Annotated[FeatureL
         return page_body(page)
 
     # along an index, a page is a page wherever it begins; any other order or filter may walk over many features
-    short = query.sort in INDEXED_SORTS and filters == FeatureFilter() and query.include is None
+    short = query.sort in INDEXED_SORTS and filters == EVERYTHING and query.include is None
     response = await answer_json(request, read, short=short)
     link_next(request, response, following)
     return response

@@ -38,7 +38,7 @@ from db.store.directions import (
     save_direction_reading,
     save_direction_search,
 )
-from db.store.feature_filter import INDEXED_SORTS, FeatureFilter, FeatureSort
+from db.store.feature_filter import EVERYTHING, INDEXED_SORTS, FeatureFilter, FeatureSort
 from db.store.feature_listing import (
     FeatureListing,
     FeaturePage,
@@ -123,6 +123,7 @@ from db.store.scales import load_scales
 from db.store.tuning import list_tuning_studies, load_tuning_study, save_tuning_study
 
 __all__ = [
+    "EVERYTHING",
     "INDEXED_SORTS",
     "ConceptLandscape",
     "Explained",

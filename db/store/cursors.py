@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import orjson
+
 from db.packing import is_plain_text
 from safe_sail.errors import BadInput
 
@@ -36,8 +38,7 @@ def read_cursor(sort: str, cursor: str) -> LastRow:
     """
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        kind, value, sae_key, index = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-        # Python's JSON reads NaN and Infinity, which the databases order differently
+        kind, value, sae_key, index = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
         if kind != sort or type(value) not in (int, float) or not math.isfinite(value):
             raise ValueError("other fields than expected")
         if any(type(part) is not int or not 0 <= part < 2**31 for part in (sae_key, index)):

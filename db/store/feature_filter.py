@@ -63,3 +63,6 @@ class FeatureFilter:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):  # the databases disagree on how NaN compares
                 raise BadInput(f"the filter `{name}` must be a finite number; got {value}.")
+
+
+EVERYTHING = FeatureFilter()

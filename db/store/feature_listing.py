@@ -16,7 +16,7 @@ from db.lookup import require_limit
 from db.prepared import Run, run_in
 from db.search import query_text
 from db.store.cursors import read_cursor, write_cursor
-from db.store.feature_filter import FeatureFilter, FeatureSort
+from db.store.feature_filter import EVERYTHING, FeatureFilter, FeatureSort
 from db.store.feature_statements import (
     UNKNOWN,
     Shape,
@@ -26,11 +26,9 @@ from db.store.feature_statements import (
     shape_of,
     statement_of_features,
 )
-from db.store.names import require_scope, sae_row
+from db.store.names import require_scope, sae_key
 from safe_sail.errors import BadInput
 from safe_sail.records import Estimate, FeatureId
-
-EVERYTHING = FeatureFilter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ class PageRows:
     """A page of a listing as the database gives it."""
 
     rows: list[Any]
-    """Named tuples of `feature_statements`."""
+    """Key of the SAE, index and sort value, then what is shown, as `feature_statements` orders the columns."""
     total: int | None
     next_cursor: str | None
 
@@ -132,7 +130,7 @@ def page_rows(
     require_limit(limit)
     if sort is FeatureSort.RELEVANCE and filters.text is None:
         raise BadInput("features can be sorted by `relevance` to words; give the words, or choose another order.")
-    values: dict[str, Any] = {} if sae is None else {"sae_key": sae_row(run, sae).sae_key}
+    values: dict[str, Any] = {} if sae is None else {"sae_key": sae_key(run, sae)}
     require_scope(run, filters)
     shape = shape_of(
         filters,

@@ -9,6 +9,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -40,6 +41,10 @@ _SCOPE = frozenset({"concept", "category", "domain"})
 _NEEDS_SCORE = _SCOPE | {"min_rate_gap", "min_auroc"}
 
 
+_FILTERS = tuple(FeatureFilter.__dataclass_fields__)
+_values_of = attrgetter(*_FILTERS)
+
+
 class Shape(NamedTuple):
     """What decides the statements of a listing; values are bound."""
 
@@ -54,7 +59,8 @@ class Shape(NamedTuple):
     explained: bool | None
     collected: bool | None
     estimates: bool
-    """Whether a page shows the intervals of its numbers; reading all of their columns takes as long as all else."""
+    """Whether a page shows slugs, controls and the intervals of its numbers; reading all of their columns takes longer
+    than all else."""
 
 
 class _Owner(NamedTuple):
@@ -68,7 +74,7 @@ def shape_of(
     filters: FeatureFilter, sort: FeatureSort, *, of_one_sae: bool, after: bool, on_sqlite: bool, estimates: bool
 ) -> Shape:
     """The shape of a request."""
-    given = frozenset(name for name in filters.__dataclass_fields__ if getattr(filters, name) is not None)
+    given = frozenset(name for name, value in zip(_FILTERS, _values_of(filters), strict=True) if value is not None)
     flags = (filters.specific, filters.explained, filters.collected)
     return Shape(on_sqlite, sort, of_one_sae, after, given - {"specific", "explained", "collected"}, *flags, estimates)
 
@@ -77,10 +83,10 @@ def shape_of(
 def page_statement(shape: Shape) -> Prepared:
     """A page's features that have a value to sort by."""
     if shape.sort in (FeatureSort.INDEX, *_STORED) and not shape.given & (_SCOPE | {"text"}):
-        return Prepared(_walked(shape))
+        return Prepared(_walked(shape), named=shape.estimates)
     keys = _known_keys(shape)
     page = keys.limit(bindparam("n", type_=Integer)).cte("page")
-    return Prepared(_shown(page, shape, by_index=shape.sort is FeatureSort.INDEX))
+    return Prepared(_shown(page, shape, by_index=shape.sort is FeatureSort.INDEX), named=shape.estimates)
 
 
 @lru_cache(maxsize=512)
@@ -97,7 +103,7 @@ def rest_statement(shape: Shape) -> Prepared | None:
     if shape.after:
         keys = keys.where(_later(shape, owner))
     keys = keys.order_by(row.sae_key, row.feature_index).limit(bindparam("n", type_=Integer))
-    return Prepared(_shown(keys.cte("page"), shape, by_index=True))
+    return Prepared(_shown(keys.cte("page"), shape, by_index=True), named=shape.estimates)
 
 
 @lru_cache(maxsize=512)
@@ -292,11 +298,14 @@ def _same(other: Any, owner: _Owner) -> tuple[ColumnElement[bool], ColumnElement
 
 def _columns(shape: Shape, score: Any) -> list[ColumnElement[Any]]:
     """What is shown of a feature, its concept's part from `score`."""
-    row, parts = tables.FeatureListingRow, ESTIMATE if shape.estimates else ("",)
-    columns = [tables.SaeRow.slug, row.density, row.max_activation, row.n_contexts, score.concept]
-    columns += [getattr(score, f"{name}{part}") for name in ("rate_gap", "auroc") for part in parts]
+    row = tables.FeatureListingRow
+    light = [row.density, row.max_activation, row.n_contexts, score.concept]
+    if not shape.estimates:  # what an index holds on SQLite, so that a page is read from it alone
+        return [*light, score.rate_gap, score.auroc, row.text, row.explainer, row.score]
+    columns = [tables.SaeRow.slug, *light]
+    columns += [getattr(score, f"{name}{part}") for name in ("rate_gap", "auroc") for part in ESTIMATE]
     columns += [row.text, row.explainer]
-    return columns + [getattr(row, f"{name}{part}") for name in ("score", "control") for part in parts]
+    return columns + [getattr(row, f"{name}{part}") for name in ("score", "control") for part in ESTIMATE]
 
 
 def _walked(shape: Shape) -> Select[Any]:
@@ -304,7 +313,9 @@ def _walked(shape: Shape) -> Select[Any]:
     row, sae = tables.FeatureListingRow, tables.SaeRow
     owner = _Owner(row.sae_key, row.feature_index)
     value = _STORED.get(shape.sort, row.feature_index).expression
-    shown = select(*owner, value.label("value"), *_columns(shape, row)).join(sae, sae.sae_key == row.sae_key)
+    shown = select(*owner, value.label("value"), *_columns(shape, row))
+    if shape.estimates:
+        shown = shown.join(sae, sae.sae_key == row.sae_key)
     shown = shown.where(*_of_sae(shape, owner), value.is_not(None), *_conditions(shape, owner))
     return _ordered(shape, shown, owner, value).limit(bindparam("n", type_=Integer))
 
@@ -315,7 +326,9 @@ def _shown(page: FromClause, shape: Shape, *, by_index: bool) -> Select[Any]:
     owner = _Owner(page.c.sae_key, page.c.feature_index)
     score: Any = tables.ConceptScoreRow if shape.given & _SCOPE else row
     shown = select(*owner, page.c.value, *_columns(shape, score))
-    shown = shown.select_from(page).join(row, and_(*_same(row, owner))).join(sae, sae.sae_key == page.c.sae_key)
+    shown = shown.select_from(page).join(row, and_(*_same(row, owner)))
+    if shape.estimates:
+        shown = shown.join(sae, sae.sae_key == page.c.sae_key)
     if score is not row:
         best = aliased(score)
         concept = select(best.concept).where(*_same(best, owner), *_in_scope(shape.given, best))

@@ -11,6 +11,7 @@ from db.prepared import Prepared, Run
 from db.store.feature_filter import FeatureFilter
 
 _SAE = Prepared(select(*tables.SaeRow.__table__.c).where(tables.SaeRow.slug == bindparam("slug")))
+_SAE_KEY = Prepared(select(tables.SaeRow.sae_key).where(tables.SaeRow.slug == bindparam("slug")))
 _CONCEPT = Prepared(select(tables.ConceptRow.name).where(tables.ConceptRow.name == bindparam("name")))
 _PLACES = {
     level: Prepared(select(column).where(column == bindparam("name")).limit(1))
@@ -24,7 +25,21 @@ def sae_row(run: Run, slug: str) -> Any:
     Raises:
         NotFound: no SAE has this slug.
     """
-    found = run.all(_SAE, {"slug": slug}) if is_plain_text(slug) else []
+    return _found(run, _SAE, slug)
+
+
+def sae_key(run: Run, slug: str) -> int:
+    """The key of an SAE.
+
+    Raises:
+        NotFound: no SAE has this slug.
+    """
+    key: int = _found(run, _SAE_KEY, slug).sae_key
+    return key
+
+
+def _found(run: Run, statement: Prepared, slug: str) -> Any:
+    found = run.all(statement, {"slug": slug}) if is_plain_text(slug) else []
     if not found:
         raise no_sae(slug)
     return found[0]

@@ -254,14 +254,14 @@ def packed_contexts(contexts: Sequence[Context]) -> Columns:
     }
 
 
-def top_contexts_of(light: FeatureRow, heavy: ContextsRow, sae: str) -> TopContexts:
-    """Record of the two rows of a feature whose contexts were collected."""
+def top_contexts_of(light: FeatureRow, heavy: ContextsRow, tokens: Sequence[str], sae: str) -> TopContexts:
+    """Record of the two rows of a feature whose contexts were collected, and their tokens."""
     assert light.n_tokens_seen is not None
     assert light.density is not None
     assert light.max_activation is not None
     return TopContexts(
         feature=FeatureId(sae=sae, index=light.feature_index),
-        contexts=unpacked_contexts(heavy),
+        contexts=unpacked_contexts(heavy, tokens),
         n_tokens_seen=light.n_tokens_seen,
         density=light.density,
         max_activation=light.max_activation,
@@ -269,7 +269,7 @@ def top_contexts_of(light: FeatureRow, heavy: ContextsRow, sae: str) -> TopConte
     )
 
 
-def unpacked_contexts(row: ContextsRow | ContextSampleRow) -> tuple[Context, ...]:
+def unpacked_contexts(row: ContextsRow | ContextSampleRow, tokens: Sequence[str]) -> tuple[Context, ...]:
     """The contexts that `packed_contexts` packed."""
     token_ids, activations = row.token_ids.tolist(), row.activations.tolist()
     contexts = []
@@ -279,7 +279,7 @@ def unpacked_contexts(row: ContextsRow | ContextSampleRow) -> tuple[Context, ...
         start += length
         contexts.append(
             Context(
-                tokens=tuple(row.tokens[part]),
+                tokens=tuple(tokens[part]),
                 token_ids=tuple(token_ids[part]),
                 activations=tuple(activations[part]),
                 peak=peak,

@@ -317,11 +317,11 @@ CREATE TABLE feature_listing (
 
 ;
 
-CREATE INDEX ix_feature_listing_by_density ON feature_listing (sae_key, density DESC, feature_index);
+CREATE INDEX ix_feature_listing_by_density ON feature_listing (sae_key, density DESC, feature_index, max_activation, n_contexts, concept, rate_gap, auroc, text, explainer, score);
 
-CREATE INDEX ix_feature_listing_by_rate_gap ON feature_listing (sae_key, rate_gap DESC, feature_index);
+CREATE INDEX ix_feature_listing_by_rate_gap ON feature_listing (sae_key, rate_gap DESC, feature_index, density, max_activation, n_contexts, concept, auroc, text, explainer, score);
 
-CREATE INDEX ix_feature_listing_by_score ON feature_listing (sae_key, score DESC, feature_index);
+CREATE INDEX ix_feature_listing_by_score ON feature_listing (sae_key, score DESC, feature_index, density, max_activation, n_contexts, concept, rate_gap, auroc, text, explainer);
 
 CREATE TABLE feature_tag (
 	sae_key INTEGER NOT NULL,
