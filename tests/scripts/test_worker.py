@@ -151,6 +151,6 @@ def test_a_job_killed_again_and_again_loses_and_doubles_nothing(engine: Engine, 
     assert (found.lost, found.doubled, found.wrong) == ([], [], [])
     assert found.n_jobs == 1
     assert found.job["attempts"] == 2
-    # asked again is what was drawn and not yet kept when the worker died: 16 in flight, and the 4 that stood ready behind
-    # them and began while answers were being written
+    # asked again is what was drawn and not yet kept when the worker died: 16 in flight, and the 4 that stood ready
+    # behind them and began while answers were being written
     assert found.asked.total() - n <= 16 + 4
