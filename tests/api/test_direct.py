@@ -40,7 +40,7 @@ def test_a_feature_is_answered_as_its_records_are(client: TestClient, database_u
         known = [row.index for row in list_features(session, sae, limit=200).rows]
         for index in [*known, 0, WIDTHS[sae] - 1]:
             records = described.dump_json(feature_detail(load_feature(session, FeatureId(sae=sae, index=index))))
-            assert client.get(f"/v1/saes/{sae}/features/{index}").json() == json.loads(records)
+            assert client.get(f"/v1/saes/{sae}/features/{index}").content == records
     engine.dispose()
 
 

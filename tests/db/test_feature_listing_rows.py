@@ -4,19 +4,23 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from db.engine import make_engine, reading, write_connection, writing
 from db.migrate import upgrade
+from db.prepared import run_in
 from db.store import (
+    FeatureSort,
     list_features,
     load_feature,
+    page_rows,
     save_concept_scores,
     save_explanation_scores,
     save_explanations,
     save_ledger_entries,
     save_top_contexts,
 )
+from db.store.cursors import write_cursor
 from safe_sail.records import Estimate
 from tests.db import builders as a
 from tests.db.test_ledger import an_entry
@@ -115,6 +119,22 @@ def test_an_upgrade_fills_the_table_as_saving_does(empty: Engine) -> None:
     upgrade(empty)
     assert rows_of(empty) == saved
     assert len(saved) == 6
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("sort", "index"), [("density", "density"), ("score", "rate_gap"), ("explanation", "score")])
+def test_on_sqlite_a_page_is_read_from_one_index(engine: Engine, sort: str, index: str) -> None:
+    a.catalogue(engine)
+    asked: list[tuple[str, object]] = []
+    event.listen(engine, "before_cursor_execute", lambda *given: asked.append(given[2:4]))
+    cursor = write_cursor(sort, (1, 0, 0.5))
+    with reading(engine) as session:
+        page_rows(run_in(session), a.SAE, sort=FeatureSort(sort), cursor=cursor)
+        statement, bound = next(one for one in asked if "rate_gap" in one[0])
+        steps = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", bound).all()
+    plan = [str(step[3]) for step in steps]
+    assert len(plan) == 1, plan
+    assert plan[0].startswith(f"SEARCH feature_listing USING COVERING INDEX ix_feature_listing_by_{index} "), plan
 
 
 def rows_of(engine: Engine) -> list[tuple[object, ...]]:

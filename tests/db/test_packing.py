@@ -1,12 +1,15 @@
 """Packed columns: any array and any text comes back; damaged bytes are found out."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from db.packing import pack_array, pack_texts, to_array, unpack_array, unpack_texts
+from db.packing import pack_array, pack_texts, split_texts, to_array, unpack_array, unpack_texts
 from safe_sail.errors import BadRecord, DatabaseUnreachable
 
 quick = settings(derandomize=True, deadline=None, database=None)
@@ -31,6 +34,26 @@ def test_the_form_of_a_packed_array_is_fixed() -> None:
 @given(st.lists(st.text(st.characters(exclude_categories=()))))
 def test_texts_of_any_character_come_back(texts: list[str]) -> None:
     assert unpack_texts(pack_texts(texts)) == texts
+
+
+awkward = st.sampled_from(['"', "\\", ",", '",', '","', '\\"', "\n", "\x00", "\ud800", "\udfff", "é", "[", "]", ""])
+
+
+@quick
+@given(st.lists(st.lists(st.lists(awkward, max_size=4).map("".join) | st.text(), min_size=1)))
+def test_texts_are_cut_into_the_lists_they_were(lists: list[list[str]]) -> None:
+    packed = pack_texts([text for part in lists for text in part])
+    whole = [[re.sub("[\ud800-\udfff]", "\ufffd", text) for text in part] for part in lists]
+    assert [json.loads(part.decode()) for part in split_texts(packed, list(map(len, lists)))] == whole
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[", b"[]", b"\xff", b'["a","b"', b'["a"]', b'["a","b","c"]', b'["a";"b"]', b'["a","b\n"]', b'["a","\xff"]'],
+)
+def test_other_texts_are_not_cut(data: bytes) -> None:
+    with pytest.raises(DatabaseUnreachable, match="damaged"):
+        split_texts(data, [1, 1])
 
 
 @pytest.mark.parametrize("cut", [0, 2, 3, 6, 11, 13])
