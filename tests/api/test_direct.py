@@ -1,7 +1,6 @@
 """The short way of the most asked answers gives what records and the framework's way give, and steps aside for both."""
 
 import asyncio
-import json
 import sqlite3
 from pathlib import Path
 
