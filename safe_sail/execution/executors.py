@@ -6,7 +6,6 @@ asked for: `pip install 'safe-sail[ray]'`.
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from math import ceil
@@ -121,14 +120,23 @@ class RayExecutor:
                 "num_cpus": self.workers * self.cpus,
                 "include_dashboard": False,
                 # workers of Ray yield to every other process by a niceness of 15: on a busy machine the command, which
-                # waits for them, would stand nearly still beside what runs at its own priority
-                "_system_config": {"worker_niceness": os.nice(0)},
+                # waits for them, would stand nearly still beside what runs at its own priority; Ray adds this number
+                # to the niceness that they have from the command
+                "_system_config": {"worker_niceness": 0},
             }
         if here and self.gpus:
             here["num_gpus"] = ceil(self.workers * self.gpus)
         try:
-            ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **here)
-        except ConnectionError as error:
+            # without an address Ray would join whatever cluster runs on this machine
+            ray.init(self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
+        except Exception as error:
+            if here and "timed out during startup" in str(error):  # Ray has no class of its own for it
+                raise WorkerLost(
+                    "Ray did not start within the half-minute that it gives itself: this machine is too busy. Run "
+                    "again, or without Ray."
+                ) from error
+            if not isinstance(error, ConnectionError):
+                raise
             raise WorkerLost(
                 f"no Ray cluster answers at `{self.address}` ({str(error).splitlines()[0]}). Start one with "
                 f"`ray start --head`, or leave the address out to run on this machine."

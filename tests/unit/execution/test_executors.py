@@ -15,6 +15,7 @@ import pytest
 
 from safe_sail.errors import BadInput, BadSettings, WorkerLost
 from safe_sail.execution.executors import InlineExecutor, RayExecutor
+from tests.ray_start import patiently
 
 Task = Callable[[int], Counter[int]]
 GROUPS = [list(range(5)), [5], list(range(6, 13))]
@@ -26,7 +27,8 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    head = {"num_cpus": 2, "include_dashboard": False}
+    found = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
     ray.init(found.address, log_to_driver=False, logging_level="ERROR")
     yield found
     ray.shutdown()
@@ -89,7 +91,7 @@ def test_a_shard_that_kills_every_worker_ends_the_run(tmp_path: Path):
 
 
 def test_a_result_that_was_lost_with_its_machine_is_made_again(cluster: Any, tmp_path: Path):
-    other = cluster.add_node(num_cpus=1)
+    other = patiently(lambda: cluster.add_node(num_cpus=1))
     other_id = other.node_id
     on_other: list[int] = []
 
