@@ -9,6 +9,7 @@ import typer
 
 from safe_sail.data.corpus import Document, read_dataset, read_documents
 from safe_sail.data.hub import dataset_name, pinned
+from safe_sail.errors import CorpusUnreadable
 from safe_sail.model.handle import HookedModel
 
 CorpusName = Annotated[
@@ -24,9 +25,11 @@ def fixed(corpus: str | None) -> str | None:
     """The same corpus by a name that will mean the same tomorrow: a hub data set at the commit that it has now.
 
     Raises:
-        CorpusUnreadable: the hub cannot be reached, or has no such data set.
+        CorpusUnreadable: there is no such file or folder, the hub cannot be reached, or it has no such data set.
     """
     name = None if corpus is None else dataset_name(corpus)
+    if corpus is not None and name is None and not Path(corpus).exists():  # said before a model is loaded for it
+        raise CorpusUnreadable(f"`{corpus}` cannot be read: there is no such file or folder.")
     return corpus if name is None or name.is_folder else f"hf:{pinned(name)}"
 
 

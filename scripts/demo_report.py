@@ -102,8 +102,9 @@ def _print_features(console: Console, winner: str, results: DemoResults) -> None
     table.add_column("rate gap\n[95 %]", no_wrap=True)
     table.add_column("explanation, made without an LLM\nstrongest context", ratio=1)
     table.add_column("agrees [95 %]\nothers' explanations", no_wrap=True)
-    best = sorted((s for s in results.scores if s.sae == winner), key=lambda s: -s.rate_gap.value)
-    for score in best[:N_SHOWN]:
+    # a demo of few features explains the best of the first concepts alone
+    explained = (s for s in results.scores if s.sae == winner and s.best_feature in results.features)
+    for score in sorted(explained, key=lambda s: -s.rate_gap.value)[:N_SHOWN]:
         found = results.features[score.best_feature]
         says = Text(found.explanation.text if found.explanation else f"not explained: {SILENT}")
         if found.strongest is not None:

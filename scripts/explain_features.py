@@ -203,22 +203,24 @@ def _left(engine: Engine, job: _Job, tally: llm_runs.Tally) -> list[FeatureId]:
 
 
 def _output_tokens(engine: Engine, job: _Job, model: str | None, sae: str | None, n: int) -> dict[int, OutputTokens]:
-    """What the job's features promote and suppress, by index.
+    """What the features that are left to explain promote and suppress, by index.
 
     Raises:
         BadInput: nobody would be shown it, or the SAE is another one than the database's.
     """
     if job.llm is None:
         raise BadInput("--output-tokens are shown to a language model: give --explainer llm.")
+    left = [one.index for one in _left(engine, job, llm_runs.Tally())]
     names = [sae] if sae else [str(path) for slug, path in organism_sae_paths().items() if slug == job.sae]
     if not names:
         raise BadInput(f"--subject-sae: where is `{job.sae}`? It is none of the organism's; give its folder or name.")
+    if not left:
+        return {}
     handle = load_handle(model, None, device="cpu", dtype="float32")
     (found,) = load_saes(names, handle, device="cpu")
     if found.ref.slug != job.sae:
         raise BadInput(f"--subject-sae: expected `{job.sae}`, whose features are explained; got `{found.ref.slug}`.")
-    listed = [one.index for one in llm_runs.best_features(engine, job.sae, job.limit)]
-    return output_tokens_of(handle, found, listed, n=n)
+    return output_tokens_of(handle, found, left, n=n)
 
 
 def _tasks(

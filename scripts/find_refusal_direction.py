@@ -193,7 +193,10 @@ def _find_and_keep(job: FindRefusalDirectionJob, context: JobContext) -> Found:
 
 def _texts(settings: DirectionSettings, seed: int, harmful: Path | None, harmless: Path | None) -> Texts:
     if (harmful is None) != (harmless is None):
-        raise BadInput("harmful_file and harmless_file are given together, or neither; one is missing.")
+        raise BadInput(
+            "harmful_file and harmless_file (--harmful-file, --harmless-file) are given together, or neither; one is "
+            "missing."
+        )
     if harmful is not None and harmless is not None:
         return _file_texts(settings, seed, harmful, harmless)
     train = prompts("harmful", "train", settings.n_train, seed)

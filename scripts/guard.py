@@ -232,7 +232,10 @@ def texts_of(
     """Prompts of the three splits: the organism's, with trigger and decoys for its backdoored variant, or of files."""
     sizes = {"train": settings.n_train, "validation": settings.n_validation, "test": settings.n_test}
     if (harmful is None) != (harmless is None):
-        raise BadInput("harmful_file and harmless_file are given together, or neither; one is missing.")
+        raise BadInput(
+            "harmful_file and harmless_file (--harmful-file, --harmless-file) are given together, or neither; one is "
+            "missing."
+        )
     found: dict[str, list[tuple[str, str]]] = {}
     if harmful is None or harmless is None:
         for split, source in SPLITS:

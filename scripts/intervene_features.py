@@ -135,7 +135,8 @@ def _scores(engine: Engine, feature: FeatureId) -> list[InterventionScore]:
 def _prompts(model: str | None, harmful: Path | None, harmless: Path | None, n: int, seed: int) -> dict[str, list[str]]:
     if (harmful is None or harmless is None) and not is_organism(model):
         raise BadInput(
-            "harmful_file and harmless_file: another model than the organism needs prompts of both sets, one a line."
+            "harmful_file and harmless_file (--harmful-file, --harmless-file): another model than the organism needs "
+            "prompts of both sets, one a line."
         )
     found = {}
     for name, path, kind in (("harmful", harmful, "harmful"), ("harmless", harmless, "safe")):

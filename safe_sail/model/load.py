@@ -35,6 +35,7 @@ from safe_sail.errors import (
 from safe_sail.model.adapters import base_of, is_adapter, with_adapter
 from safe_sail.model.architectures import architecture_of
 from safe_sail.model.handle import HookedModel
+from safe_sail.model.hub import require_hub
 from safe_sail.model.verify import verify_model
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -296,6 +297,8 @@ def read_config(source: str) -> Any:
     """
     if Path(source).is_dir():
         _read_object(Path(source) / "config.json")
+    else:
+        require_hub(source)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError as error:

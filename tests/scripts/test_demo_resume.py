@@ -1,11 +1,13 @@
 """A demo that dies goes on where it was, and ends in the same tables as one that nothing disturbed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from safe_sail.organism.load import organism_sae_paths
 from safe_sail.records import RunInfo
 from safe_sail.settings import ContextSettings, DemoSettings, ScoreSettings
 from scripts import demo, demo_results
+from scripts.demo_report import print_report
 
 SETTINGS = DemoSettings(
     score=ScoreSettings(n_choose=8, n_judge=8, n_bootstrap=20, n_shuffles=2),
@@ -159,6 +162,15 @@ def test_what_another_run_wrote_over_is_done_again_and_nothing_else(
     assert run(engine).run_id == first.run_id
     assert measured == [[SLUGS[0]]]
     assert tables(engine) == before
+
+
+def test_a_demo_of_one_feature_shows_that_one(small: None, engines: list[Engine], capsys: pytest.CaptureFixture[str]):
+    engine, _ = engines
+    done = demo._run(engine, replace(SETTINGS, n_features=1), seed=0, device="cpu")
+    found = demo_results.load_results(engine, done)
+    print_report(found, database="sqlite:///whole.db", as_json=False)
+    shown = capsys.readouterr().out.partition("What the best features of")[2]
+    assert [f"#{one.index}" for one in found.features if one.sae in shown] == re.findall(r"#\d+", shown)
 
 
 @pytest.mark.slow
