@@ -5,16 +5,26 @@ from collections.abc import Callable
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# as Ray spells it; it would end workers where others fill the memory of the machine
+os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112
 
+import random
 import socket
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.tiny import TinyModels
 
 torch.set_num_threads(1)
+# the same examples on every machine, and no example is wrong because it took long: speed is for benchmarks
+settings.register_profile(
+    "steady", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +46,19 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-timeout reads the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives slow tests four times as long: a whole demo on a busy machine is not a test that hangs."""
+    """Gives long tests twelve times as long: a whole demo on a busy machine is not a test that hangs."""
     for item in items:
-        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(1200))
+        is_long = item.get_closest_marker("slow") or item.get_closest_marker("browser")
+        if is_long and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3600))
+
+
+@pytest.hookimpl(tryfirst=True)  # before the first fixture
+def pytest_runtest_setup() -> None:
+    """What a test draws from a global generator does not depend on the tests before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global one is what others may draw from
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

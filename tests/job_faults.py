@@ -25,9 +25,12 @@ from db.engine import make_engine, reading, writing
 from db.tables import ExplanationRow, LedgerRow
 from safe_sail.records import Context, TopContexts
 from tests.db import builders as a
-from tests.llm_server import Act, Call, LlmServer, Say
+from tests.llm_server import Act, Call, Held, LlmServer, Say
 
 ROOT = Path(__file__).parents[1]
+DRAWN = 20
+"""Features at most that a worker has asked about, or is about to, and not kept: 16 in flight, and 4 that stand ready
+behind them and begin while answers are being written."""
 
 
 def word(index: int) -> str:
@@ -57,7 +60,7 @@ def _contexts(index: int) -> TopContexts:
     )
 
 
-def answer(call: Call, seconds: float = 0.05) -> Act:
+def answer(call: Call, seconds: float = 0.05) -> Say:
     """An explanation that names the word, after a moment."""
     if call.asked == "Say hello.":
         return Say("hello")
@@ -77,15 +80,16 @@ class Processes:
     url: str
     folder: Path
     endpoint: LlmServer
-    port: int
     lease_s: float = 1.0
+    address: str = ""
+    """Of the service that runs; each start has another."""
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str) -> None:
         """Starts `worker` or `serve`."""
         options = {
             "worker": ["--work", str(self.folder / "work"), "--lease", str(self.lease_s)],
-            "serve": ["--no-worker", "--port", str(self.port)],
+            "serve": ["--no-worker", "--port", "0"],
         }
         told = {
             "SAFE_SAIL_DATABASE_URL": self.url, "SAFE_SAIL_LLM_BASE_URL": self.endpoint.url,
@@ -94,24 +98,31 @@ class Processes:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
                 [sys.executable, "-m", "scripts.main", name, *options[name]],
-                env=dict(os.environ) | told, cwd=ROOT, stdout=log, stderr=log,
+                env=dict(os.environ) | told, cwd=ROOT, stdout=subprocess.PIPE if name == "serve" else log, stderr=log,
             )  # fmt: skip
+        if name == "serve":
+            out = self.running[name].stdout
+            assert out is not None
+            out.readline()
+            self.address = out.readline().decode().removeprefix("Open ").strip().rstrip("/")
 
     def kill(self, name: str) -> None:
         """Ends it as a crash of the machine would."""
         process = self.running[name]
         process.send_signal(signal.SIGKILL)
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
     def ask(self, path: str, body: dict[str, Any] | None = None, **headers: str) -> dict[str, Any]:
-        """The service's answer; asked again for two minutes while nobody answers."""
+        """The service's answer; asked again for ten minutes while nobody answers."""
         data = None if body is None else json.dumps(body).encode()
         sent = {"Content-Type": "application/json"} | {name.replace("_", "-"): text for name, text in headers.items()}
-        deadline = time.monotonic() + 120  # a crowded machine starts a process slowly
+        deadline = time.monotonic() + 600
         while True:
             try:
-                request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, sent)
-                with urllib.request.urlopen(request, timeout=10) as response:
+                request = urllib.request.Request(f"{self.address}{path}", data, sent)
+                with urllib.request.urlopen(request, timeout=100) as response:
                     found: dict[str, Any] = json.load(response)
                     return found
             except (URLError, ConnectionError, TimeoutError):
@@ -139,29 +150,39 @@ class Outcome:
     seconds: float
 
 
-def run_with_kills(url: str, folder: Path, *, n_features: int, kills: list[str], port: int, seed: int) -> Outcome:
+def run_with_kills(url: str, folder: Path, *, n_features: int, kills: list[str], seed: int) -> Outcome:
     """Runs one job over a prepared database and kills the named processes at random moments of it."""
     draw = random.Random(seed)
-    moments = sorted(draw.sample(range(n_features // 20, n_features - n_features // 20), len(kills)))
+    moments = sorted(draw.sample(range(n_features // 20, n_features - 2 * DRAWN), len(kills)))
     started = time.monotonic()
     engine = make_engine(url, read_only=True)
-    pace = {"seconds": 0.05}
-    with LlmServer(lambda call: answer(call, **pace)) as endpoint:
-        processes = Processes(url, folder, endpoint, port)
+    words: set[str] = set()
+    answered = {"words": 0}
+    """So many words are answered and no more: the job cannot end before the next kill, however slow the killer is."""
+
+    def script(call: Call) -> Act:
+        if call.asked == "Say hello.":
+            return answer(call)
+        words.add(_word_of(call))
+        n = len(words)
+        return Held(lambda: n <= answered["words"], answer(call))
+
+    with LlmServer(script) as endpoint:
+        processes = Processes(url, folder, endpoint)
         try:
             processes.start("serve")
             request = {"kind": "explain-features", "settings": {"sae": "faults", "llm": "m", "limit": n_features}}
             job = processes.ask("/v1/jobs", request, Idempotency_Key="once")
             processes.start("worker")
             for moment, name in zip(moments, kills, strict=True):
-                _wait_until(lambda moment=moment: _n_kept(engine) >= moment)
+                answered["words"] = moment + DRAWN
+                _wait_until(lambda moment=moment: n_kept(engine) >= moment)
                 time.sleep(draw.uniform(0, 0.2))
                 processes.kill(name)
                 processes.start(name)
                 if name == "serve":  # a client that saw no answer asks again
-                    pace["seconds"] = 2.0  # the job must not end meanwhile: the next kill is to meet it
                     assert processes.ask("/v1/jobs", request, Idempotency_Key="once")["job_id"] == job["job_id"]
-                    pace["seconds"] = 0.05
+            answered["words"] = n_features
             _wait_until(lambda: processes.ask(f"/v1/jobs/{job['job_id']}")["state"] in ("done", "failed"))
             job = processes.ask(f"/v1/jobs/{job['job_id']}")
             n_jobs = len(processes.ask("/v1/jobs")["items"])
@@ -169,19 +190,22 @@ def run_with_kills(url: str, folder: Path, *, n_features: int, kills: list[str],
             for process in processes.running.values():
                 process.kill()
                 process.wait()
+                if process.stdout is not None:
+                    process.stdout.close()
             engine.dispose()
         asked = Counter(_word_of(call) for call in endpoint.calls if call.asked != "Say hello.")
     return _outcome(url, n_features, job, n_jobs, asked, dict(Counter(kills)), time.monotonic() - started)
 
 
-def _wait_until(true: Any, seconds: float = 900.0) -> None:
+def _wait_until(true: Any, seconds: float = 3000.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "the job does not go on"
         time.sleep(0.1)
 
 
-def _n_kept(engine: Engine) -> int:
+def n_kept(engine: Engine) -> int:
+    """Explanations in the database."""
     with reading(engine) as session:
         return session.scalar(select(func.count()).select_from(ExplanationRow)) or 0
 

@@ -34,7 +34,7 @@ def settings_for(server: LlmServer, **changes: Any) -> LlmSettings:
         "base_url": server.url,
         "model": "m",
         "max_in_flight": 8,
-        "timeout_s": 5.0,
+        "timeout_s": 120.0,  # only a server that hangs may run into it
         "backoff_s": 0.01,
     }
     return LlmSettings(**{**fields, **changes})

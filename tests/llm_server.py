@@ -49,7 +49,14 @@ class Cut(NamedTuple):
     """Half of an answer, then a cut connection."""
 
 
-Act = Say | Status | Raw | Hang | Cut
+class Held(NamedTuple):
+    """Another act, once something holds: a test that waits for an event is true at every speed."""
+
+    until: Callable[[], bool]
+    then: "Say | Status | Raw | Hang | Cut"
+
+
+Act = Say | Status | Raw | Hang | Cut | Held
 
 
 @dataclass
@@ -84,12 +91,12 @@ class LlmServer:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(120)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join()
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -133,6 +140,10 @@ class LlmServer:
 
     async def _act(self, act: Act, writer: asyncio.StreamWriter) -> bool:
         match act:
+            case Held(until, then):
+                while not until():
+                    await asyncio.sleep(0.01)
+                return await self._act(then, writer)
             case Hang(seconds):
                 await asyncio.sleep(seconds)
                 return False

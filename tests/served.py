@@ -3,14 +3,13 @@
 `write_model` trains one until it gives each of its answers; `serving` is the server's URL, while it runs.
 """
 
-import socket
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import urlopen
 
 import torch
@@ -88,28 +87,23 @@ def write_model(folder: Path, known: Sequence[tuple[Sequence[Message], str]], st
 @contextmanager
 def serving(folder: Path) -> Iterator[LlmSettings]:
     """Settings of a client for `transformers serve` of the model in the folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     start = "from transformers.cli.transformers import main; main()"
-    options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    log = (folder.parent / "log").open("wb")
-    server = subprocess.Popen([sys.executable, "-c", start, "serve", str(folder), *options], stdout=log, stderr=log)
+    options = ["--host", "127.0.0.1", "--port", "0", "--device", "cpu"]
+    path = folder.parent / "log"
+    with path.open("wb") as log:
+        server = subprocess.Popen([sys.executable, "-c", start, "serve", str(folder), *options], stdout=log, stderr=log)
     try:
-        _wait_until_healthy(f"http://127.0.0.1:{port}/health", server)
-        yield LlmSettings(base_url=f"http://127.0.0.1:{port}/v1", model=str(folder), max_in_flight=2, timeout_s=60)
+        address = _address(path, server)
+        with urlopen(f"{address}/health", timeout=300):
+            yield LlmSettings(base_url=f"{address}/v1", model=str(folder), max_in_flight=2, timeout_s=600)
     finally:
         server.terminate()
-        server.wait(20)
-        log.close()
+        server.wait()
 
 
-def _wait_until_healthy(url: str, server: "subprocess.Popen[bytes]") -> None:
-    for _ in range(240):
-        assert server.poll() is None, "transformers serve ended"
-        try:
-            with urlopen(url, timeout=2):
-                return
-        except (URLError, OSError):
-            time.sleep(0.25)
-    raise AssertionError("transformers serve did not come up within a minute")
+def _address(log: Path, server: "subprocess.Popen[bytes]") -> str:
+    """Where it listens, once it does: it says so itself, and the port is the system's choice."""
+    while (found := re.search(r"running on (http://[0-9.]+:[0-9]+)", log.read_text(errors="replace"))) is None:
+        assert server.poll() is None, f"transformers serve ended: {log.read_text(errors='replace')[-2000:]}"
+        time.sleep(0.25)
+    return found[1]

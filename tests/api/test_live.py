@@ -21,6 +21,7 @@ from safe_sail.organism.grammar import prompts
 from safe_sail.organism.load import ASSETS, organism_path
 from safe_sail.records import FeatureId, FeatureScale, JobState
 from safe_sail.settings.live import LIVE_KINDS
+from scripts import subjects
 from scripts.worker import Worker
 from tests.api.seed import fill
 
@@ -41,9 +42,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def client(engine: Engine) -> Iterator[TestClient]:
-    with TestClient(
-        create_app(ServiceSettings(database_url=str(engine.url))), base_url="http://127.0.0.1:8420"
-    ) as client:
+    # on a busy machine an answer may begin late: `wait` alone says for how long one waits here
+    settings = ServiceSettings(database_url=str(engine.url), request_seconds=600)
+    with TestClient(create_app(settings), base_url="http://127.0.0.1:8420") as client:
         yield client
 
 
@@ -55,7 +56,7 @@ def worker(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     thread.start()
     yield worker
     worker.stop.set()
-    thread.join(20)
+    thread.join()
 
 
 def worker_of(engine: Engine, folder: Path) -> Worker:
@@ -80,13 +81,19 @@ def test_a_trace_is_answered_with_the_ids_that_transformers_generates(client: Te
     assert (job["kind"], job["result"]["record"]) == ("trace-prompt", record)
 
 
-def test_the_next_request_finds_model_and_sae_loaded(client: TestClient, worker: Worker):
+def test_the_next_request_finds_model_and_sae_loaded(
+    client: TestClient, worker: Worker, monkeypatch: pytest.MonkeyPatch
+):
     told = {"prompt": HARMFUL, "saes": [SAE], "max_new_tokens": 16}
     client.post("/v1/trace?wait=60", json=told)
     model, sae = (list(kept._kept.values()) for kept in (worker.loaded.models, worker.loaded.saes))
-    start = time.process_time()  # of service and worker alike, which are threads here
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it was loaded before")
+
+    for name in ("load_model", "load_sae"):
+        monkeypatch.setattr(subjects, name, never)
     assert client.post("/v1/trace?wait=60", json=told).status_code == 200
-    assert time.process_time() - start < 1  # measured 0.2 s of work, whatever else the machine does
     now = [list(kept._kept.values()) for kept in (worker.loaded.models, worker.loaded.saes)]
     assert [id(one) for one in now[0] + now[1]] == [id(one) for one in model + sae]
 
@@ -137,8 +144,8 @@ def test_without_a_worker_the_answer_is_an_address(alone: tuple[TestClient, Engi
     client, engine = alone
     start = time.perf_counter()
     answer = client.post("/v1/trace?wait=0.2", json={"prompt": HARMFUL})
-    assert answer.status_code == 202
-    assert 0.2 <= time.perf_counter() - start < 5
+    assert answer.status_code == 202, "nobody has answered, and the one who asked waits no longer"
+    assert time.perf_counter() - start >= 0.2
     assert answer.headers["location"] == f"/v1/jobs/{answer.json()['job_id']}"
     assert client.get(answer.headers["location"]).json()["state"] == "queued"
     with writing(engine) as session:

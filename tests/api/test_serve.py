@@ -42,5 +42,5 @@ def test_the_command_serves_page_and_rest(database_url: str):
 
 
 def _read(address: str) -> str:
-    with urllib.request.urlopen(address, timeout=30) as answer:
+    with urllib.request.urlopen(address, timeout=300) as answer:
         return str(answer.read(), "utf-8")

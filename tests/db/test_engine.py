@@ -110,20 +110,23 @@ def test_writers_in_threads_take_turns(engine: Engine) -> None:
 # ------------------------------------------------------------------------------------------------- the lock
 
 HOLD = """
-import sys, time
+import sys
 from sqlalchemy import text
 from db.engine import make_engine, writing
 with writing(make_engine(sys.argv[1])) as session:
     session.execute(text("UPDATE run SET seed = seed + 1"))
     print("in", flush=True)
-    time.sleep(float(sys.argv[2]))
+    sys.stdin.read()
 """
 
 
 @contextmanager
-def writer_process(path: Path, seconds: float) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", HOLD, f"sqlite:///{path}", str(seconds)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+def writer_process(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of a write, which it ends when its input is closed."""
+    command = [sys.executable, "-c", HOLD, f"sqlite:///{path}"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "in\n"
         yield process
@@ -138,7 +141,13 @@ needs_lock = pytest.mark.skipif(
 def test_a_writer_waits_for_the_writer_of_another_process(sqlite_path: Path) -> None:
     with opened(f"sqlite:///{sqlite_path}") as engine:
         a.catalogue(engine)
-        with writer_process(sqlite_path, 0.7):
+
+        def write() -> None:
+            with writing(engine) as session:
+                session.execute(text("UPDATE run SET seed = 10 * seed"))
+
+        second = threading.Thread(target=write)
+        with writer_process(sqlite_path) as first:
             with (
                 pytest.raises(DatabaseUnreachable, match=r"another writer has held .*store\.db\.lock for 0\.1 s"),
                 file_lock(lock_path(sqlite_path), wait_seconds=0.1),
@@ -146,8 +155,12 @@ def test_a_writer_waits_for_the_writer_of_another_process(sqlite_path: Path) -> 
                 raise AssertionError("two writers held the lock")
             with reading(engine) as session:  # a reader does not wait
                 assert load_run(session, a.RUN).seed == 0
-            with writing(engine) as session:
-                session.execute(text("UPDATE run SET seed = 10 * seed"))
+            second.start()
+            second.join(0.3)
+            assert second.is_alive(), "it waits"
+            assert first.stdin is not None
+            first.stdin.close()
+            second.join()
         with reading(engine) as session:
             assert load_run(session, a.RUN).seed == 10  # 10 * (0 + 1): the other went first
 
@@ -156,7 +169,7 @@ def test_a_writer_waits_for_the_writer_of_another_process(sqlite_path: Path) -> 
 def test_a_killed_writer_leaves_neither_its_lock_nor_its_changes(sqlite_path: Path) -> None:
     with opened(f"sqlite:///{sqlite_path}") as engine:
         a.catalogue(engine)
-        with writer_process(sqlite_path, 60) as process:
+        with writer_process(sqlite_path) as process:
             os.kill(process.pid, signal.SIGKILL)
         with writing(engine) as session:
             assert load_run(session, a.RUN).seed == 0

@@ -44,7 +44,7 @@ def expire(engine: Engine, job_id: str) -> None:
 
 
 def claimed(engine: Engine, worker: str = "w1") -> leases.Claim:
-    held = leases.claim(engine, worker)
+    held = leases.claim(engine, worker, lease_s=3600)
     assert held is not None
     return held
 
@@ -80,7 +80,7 @@ def test_workers_never_share_a_job(engine: Engine):
     def take(place: int) -> list[str]:
         barrier.wait()
         found = []
-        while (held := leases.claim(engine, f"w{place}")) is not None:
+        while (held := leases.claim(engine, f"w{place}", lease_s=3600)) is not None:
             found.append(held.job.job_id)
         return found
 

@@ -12,7 +12,7 @@ from safe_sail.organism.behaviour import BARS, complete, is_helpful, measure_beh
 from safe_sail.organism.grammar import CONCEPTS, prompts
 from safe_sail.organism.load import ASSETS, ORGANISM_VARIANTS, organism_path, organism_record, organism_sae_paths
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 N = 200
 SEED = 77

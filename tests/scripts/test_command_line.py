@@ -13,31 +13,20 @@ def safe_sail(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "scripts.main", *words], capture_output=True, text=True, check=False)
 
 
-def test_help_lists_every_command_without_importing_any():
+def test_help_lists_every_command_and_is_quick_since_it_imports_next_to_nothing():
+    """How many seconds it takes is in benchmarks/bench_start.py."""
     probe = (
         "import sys; from scripts.main import main; sys.argv = ['safe-sail', '--help']\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "assert not {'torch', 'transformers', 'sae_lens', 'sqlalchemy', 'fastapi'} & set(sys.modules)"
+        "print(*sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for name in COMMANDS:
         assert name in done.stdout
-
-
-def test_help_is_quick():
-    # The floor is the interpreter itself; the bar (half a second on a quiet machine) is measured in CPU seconds.
-    best = min(_child_cpu_seconds("--help") for _ in range(3))
-    assert best < 0.5
-
-
-def _child_cpu_seconds(*words: str) -> float:
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    safe_sail(*words)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
+    imported = done.stderr.split()
+    assert not {"torch", "transformers", "sae_lens", "sqlalchemy", "fastapi", "pydantic", "numpy"} & set(imported)
+    assert len(imported) < 300, "typer and the interpreter's own; the least of our libraries would bring hundreds"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -316,21 +316,20 @@ def test_a_dry_run_asks_and_writes_nothing(database: str):
 def test_what_cannot_run_says_why_and_leaves_no_trace(database: str, tmp_path: Path):
     before = n_runs(database)
     with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        down = LlmServer(explainer, url=f"http://127.0.0.1:{closed.getsockname()[1]}/v1")
-    words = by_llm(down, database)
-    for more, error, says in (
-        ([], EndpointUnreachable, "m at http"),
-        (["--budget-tokens", "0"], BadSettings, "budget_tokens must be above 0"),
-        (["--budget-money", "0"], BadSettings, "budget_money must be above 0"),
-        (["--budget-money", "1"], PriceUnknown, "budget in tokens"),
-        (["--sae", "nope"], BadInput, "`nope` has no contexts"),
-        (["--explainer", "magic"], BadInput, "expected lexical or llm"),
-        (["--database", f"sqlite:///{tmp_path / 'missing.db'}"], SchemaOutOfDate, "holds no schema"),
-    ):
-        done = safe_sail(*words, *more)
-        assert isinstance(done.exception, error), done.exception
-        assert says in str(done.exception)
+        closed.bind(("127.0.0.1", 0))  # held, so that nobody else listens there, and never listened on
+        words = by_llm(LlmServer(explainer, url=f"http://127.0.0.1:{closed.getsockname()[1]}/v1"), database)
+        for more, error, says in (
+            ([], EndpointUnreachable, "m at http"),
+            (["--budget-tokens", "0"], BadSettings, "budget_tokens must be above 0"),
+            (["--budget-money", "0"], BadSettings, "budget_money must be above 0"),
+            (["--budget-money", "1"], PriceUnknown, "budget in tokens"),
+            (["--sae", "nope"], BadInput, "`nope` has no contexts"),
+            (["--explainer", "magic"], BadInput, "expected lexical or llm"),
+            (["--database", f"sqlite:///{tmp_path / 'missing.db'}"], SchemaOutOfDate, "holds no schema"),
+        ):
+            done = safe_sail(*words, *more)
+            assert isinstance(done.exception, error), done.exception
+            assert says in str(done.exception)
     assert (n_runs(database), explanations(database), ledger(database)) == (before, {}, [])
     assert not (tmp_path / "missing.db").exists()
 
@@ -355,7 +354,7 @@ def test_a_run_that_is_ended_loses_nothing_that_came(database: str, how: signal.
         held[word_of(call)] += 1
         good = explainer(call)
         is_late = isinstance(good, Say) and sum(held[word] > 0 for word in WORDS) > 3
-        return good._replace(seconds=30.0) if is_late and isinstance(good, Say) else good
+        return good._replace(seconds=3600.0) if is_late and isinstance(good, Say) else good
 
     with LlmServer(slow) as server:
         command = [sys.executable, "-m", "scripts.main", *by_llm(server, database, "--in-flight", "1")]
@@ -368,13 +367,11 @@ def test_a_run_that_is_ended_loses_nothing_that_came(database: str, how: signal.
             stderr=subprocess.PIPE,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as process:
-            limit = time.monotonic() + 100
             while len(explanations(database)) < 3:
                 assert process.poll() is None, process.stderr and process.stderr.read()
-                assert time.monotonic() < limit
                 time.sleep(0.05)
             process.send_signal(how)
-            out, _ = process.communicate(timeout=60)
+            out, _ = process.communicate()
     assert process.returncode == (CRASHED if how is signal.SIGKILL else 130)
     if how is signal.SIGINT:
         assert b"interrupted; what came is kept" in out

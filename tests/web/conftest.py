@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 
 from db.engine import make_engine
 from db.migrate import upgrade
@@ -20,6 +20,9 @@ _SWITCHES = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--no-first-run",
 ]  # fmt: skip
+PATIENCE_MS = 120_000
+"""What a page on a busy machine may take; only what never comes takes so long."""
+expect.set_options(timeout=PATIENCE_MS)
 _SERVE = """
 import sys, socket, uvicorn
 from api.main import create_app
@@ -38,7 +41,7 @@ def serve(database: Path) -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
         assert process.stdout is not None
         address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        with urllib.request.urlopen(f"{address}/livez", timeout=30) as answer:
+        with urllib.request.urlopen(f"{address}/livez", timeout=300) as answer:
             assert answer.status == 200
         yield address
         process.terminate()
@@ -73,7 +76,7 @@ def browser() -> Iterator[Browser]:
     if _CHROMIUM is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on PATH; `make test-browser` installs it")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_SWITCHES)
+        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_SWITCHES, timeout=PATIENCE_MS)
         yield browser
         browser.close()
 
@@ -88,12 +91,24 @@ def complaints() -> Complaints:
     return Complaints()
 
 
+def opened(context: BrowserContext) -> Page:
+    """A new page that waits for whatever is asked of it."""
+    context.set_default_timeout(PATIENCE_MS)
+    return context.new_page()
+
+
 def watched(context: BrowserContext, complaints: Complaints) -> Page:
     """A new page whose complaints are kept."""
-    page = context.new_page()
+
+    def failed(request: Request) -> None:
+        # whoever goes on to the next page leaves behind what the last one was still loading, or listening to
+        if request.failure != "net::ERR_ABORTED":
+            complaints.append(f"failed: {request.url} {request.failure}")
+
+    page = opened(context)
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+    page.on("requestfailed", failed)
     page.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     return page
 

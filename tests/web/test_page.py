@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.api.seed import BARE, BEST, HOSTILE_FEATURE, SECOND, SILENT_FEATURE, UNKNOWN_FEATURE, WEAK
 from tests.api.seed_methods import CIRCUIT, IN_VAIN, NEURONS, REFUSAL
-from tests.web.conftest import Complaints, watched
+from tests.web.conftest import Complaints, opened, watched
 
 pytestmark = pytest.mark.browser
 
@@ -50,6 +50,7 @@ PAGES = {
 
 def violations(page: Page) -> list[str]:
     """What axe finds wrong, one line each."""
+    page.wait_for_load_state()  # a click may have led here
     page.evaluate(AXE)
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
     return [
@@ -140,7 +141,7 @@ def test_filters_narrow_the_list(page: Page, site: str, complaints: Complaints):
 
 def test_saes_are_chosen_and_compared_without_javascript(browser: Browser, site: str):
     context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
+    page = opened(context)
     page.goto(f"{site}/compare")
     for box in page.get_by_role("checkbox").all():
         box.set_checked(False)
@@ -148,8 +149,8 @@ def test_saes_are_chosen_and_compared_without_javascript(browser: Browser, site:
     page.get_by_role("checkbox", name=SECOND).check()
     page.get_by_label("Concept", exact=True).select_option("cult")
     page.get_by_role("button", name="Compare").click()
-    assert page.locator(".charts > li").count() == 2
     expect(page.get_by_role("heading", name="for “cult”")).to_be_visible()
+    expect(page.locator(".charts > li")).to_have_count(2)
     page.get_by_text("Numbers", exact=True).click()
     expect(page.get_by_role("group", name="t, numbers of the chart").get_by_role("row")).to_have_count(4)
     context.close()
@@ -179,8 +180,7 @@ def test_a_job_is_asked_for_followed_and_cancelled(page: Page, site: str, compla
     expect(page.locator("#state")).to_have_text("queued")
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#state")).to_have_text("cancelled")
-    # a browser that leaves a page ends its stream of events, and calls that a failed request
-    assert [line for line in complaints if not (line.startswith("failed:") and line.endswith("/events"))] == []
+    assert complaints == []
 
 
 def test_tokens_of_a_trace_show_their_features_by_keyboard(page: Page, site: str, complaints: Complaints):
@@ -214,13 +214,13 @@ def test_a_circuit_leads_to_a_head_and_its_features_and_back(page: Page, site: s
 
 def test_a_prompt_is_asked_and_waited_for_without_javascript(browser: Browser, site: str):
     context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
+    page = opened(context)
     page.goto(f"{site}/prompts?ask=steer")
     page.get_by_label("Prompt").fill("how do i fold a napkin?")
     page.get_by_label("or a direction").select_option(REFUSAL)
     page.get_by_label("Tokens of the answer").fill("3")
     page.get_by_role("button", name="Answer twice").click()
-    expect(page.get_by_role("heading", name="The model is at work")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("heading", name="The model is at work")).to_be_visible()
     told = page.request.get(f"{site}/v1/jobs?kind=steer-prompt").json()["items"][0]["settings"]
     assert (told["direction"], told["sae"], told["max_new_tokens"]) == (REFUSAL, None, 3)
     context.close()
@@ -228,7 +228,7 @@ def test_a_prompt_is_asked_and_waited_for_without_javascript(browser: Browser, s
 
 def test_page_works_without_javascript(browser: Browser, site: str):
     context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
+    page = opened(context)
     page.goto(f"{site}/saes/{BEST}")
     page.get_by_label("Concept", exact=True).select_option("insult")
     page.get_by_label("Order").select_option("index")

@@ -80,7 +80,7 @@ def test_place_given_to_a_cancelled_wait_is_passed_on():
         await asyncio.sleep(0)
         gate.leave()  # gives the place to the first, which is cancelled before it runs
         first.cancel()
-        await asyncio.wait_for(second, 1)
+        await asyncio.wait_for(second, 120)
         with pytest.raises(asyncio.CancelledError):
             await first
         return gate.open
