@@ -87,7 +87,8 @@ def work(
 
 
 def _end_with_parent(stop: threading.Event) -> None:
-    while sys.stdin.buffer.read(4096):
+    # unbuffered: a thread that holds the buffer's lock would make the interpreter abort at its end
+    while os.read(sys.stdin.fileno(), 4096):
         pass
     stop.set()
 

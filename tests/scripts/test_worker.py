@@ -1,6 +1,9 @@
 """`safe-sail worker`: jobs run as their commands do, are stopped, cancelled and killed, and lose and double nothing."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from importlib import import_module
@@ -20,7 +23,7 @@ from scripts.main import COMMANDS
 from scripts.worker import Worker
 from tests.db import builders as a
 from tests.db.conftest import *  # noqa: F403 - its databases
-from tests.job_faults import DRAWN, answer, n_kept, prepare, run_with_kills
+from tests.job_faults import DRAWN, ROOT, answer, n_kept, prepare, run_with_kills
 from tests.llm_server import Act, Call, Held, LlmServer
 
 
@@ -141,6 +144,29 @@ def test_a_worker_whose_job_was_given_away_leaves_it_alone(engine: Engine, tmp_p
         with reading(engine) as session:
             assert store.features_done(session, "faults", store.FeatureKind.EXPLANATIONS, explainer="m") == set()
         assert job(engine, job_id).worker == "taker"
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, None])
+def test_a_worker_beside_a_service_ends_in_good_order(
+    sqlite_template: Path, tmp_path: Path, sign: signal.Signals | None
+):
+    """At Ctrl-C service and worker get the signal alike; a service that dies closes the worker's input."""
+    words = ["worker", "--with-parent", "--takes", "long", "--database", f"sqlite:///{sqlite_template}"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "scripts.main", *words, "--work", str(tmp_path)], cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert "end with Ctrl-C" in process.stdout.readline()
+        assert process.stdin is not None
+        if sign is None:
+            process.stdin.close()
+        else:
+            process.send_signal(sign)
+        process.wait()
+        assert process.stderr is not None
+        assert (process.returncode, process.stderr.read()) == (0, "")
 
 
 @pytest.mark.slow
