@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
+from httpx2 import HTTPError
+
 from safe_sail.errors import BadInput, CorpusUnreadable
 
 _SCHEME: Final = "hf:"
@@ -79,7 +81,7 @@ def pinned(name: DatasetName) -> DatasetName:
 
     try:
         return name._replace(revision=HfApi().dataset_info(name.path).sha)
-    except OSError as error:
+    except (OSError, HTTPError) as error:
         raise _unreachable(name, error) from error
 
 
@@ -99,7 +101,7 @@ def dataset_rows(name: DatasetName, *, columns: tuple[str, ...] | None = None) -
         source = source.select_columns(list(columns))
     try:
         yield from source
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
         # what the library raises where a file is damaged or the connection breaks off
         raise CorpusUnreadable(f"data set `{name}` cannot be read to its end: {_first_line(error)}") from error
 
@@ -114,7 +116,7 @@ def _split_of(name: DatasetName) -> Any:
             found = datasets.load_from_disk(name.path)
         else:
             found = datasets.load_dataset(name.path, name.config, revision=name.revision, streaming=True)
-    except OSError as error:
+    except (OSError, HTTPError) as error:
         raise _unreachable(name, error) from error
     except ValueError as error:
         # the library has one class for a configuration that is missing or unknown and for files that are damaged
@@ -137,7 +139,7 @@ def _split_of(name: DatasetName) -> Any:
     return found[name.split]
 
 
-def _unreachable(name: DatasetName, error: OSError) -> CorpusUnreadable:
+def _unreachable(name: DatasetName, error: OSError | HTTPError) -> CorpusUnreadable:
     if name.is_folder:
         return CorpusUnreadable(f"folder `{name.path}` cannot be read as a data set: {_first_line(error)}")
     return CorpusUnreadable(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from httpx2 import HTTPError
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -222,7 +223,7 @@ def _read_registry(release: str, sae_id: str, device: torch.device | str, dtype:
         warnings.filterwarnings("ignore", message="norm_scaling_factor not found.*", category=UserWarning)
         try:
             return SAE.from_pretrained(release, sae_id, device=str(device), dtype=str(dtype).removeprefix("torch."))
-        except OSError as error:
+        except (OSError, HTTPError) as error:
             raise SaeLoadError(
                 f"`{release}/{sae_id}` could not be fetched from the model hub ({type(error).__name__}: "
                 f"{str(error).splitlines()[0]}). Connect, or give the folder of a copy."

@@ -1,11 +1,13 @@
 """Data sets by name: what is read equals what was written, whatever wrote it, and what is not there says so."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+from huggingface_hub import constants
 
 from safe_sail.data.concepts import read_concepts
 from safe_sail.data.corpus import read_dataset, read_documents
@@ -107,6 +109,15 @@ def test_a_hub_that_cannot_be_reached_says_what_to_give_instead():
             CorpusUnreadable, match=r"neither a path here nor a data set that the hub gives.*Connect, or"
         ):
             use(DatasetName("nobody/nothing"))
+
+
+def test_a_hub_that_refuses_the_connection_says_so_too(monkeypatch: pytest.MonkeyPatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # held, and never listened on
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        with pytest.raises(CorpusUnreadable, match=r"neither a path here nor .* \(.*refused.*\)\. Connect, or"):
+            pinned(DatasetName("nobody/nothing"))
 
 
 def test_rows_without_text_are_refused(tmp_path: Path):
