@@ -4,18 +4,14 @@ The same fields as `api.schemas.FeatureDetail` and `FeatureList`, which describe
 both ways. Building and checking a record for each of a feature's contexts and scores would cost five times the reading.
 """
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import orjson
 
-from db.packing import split_texts
+from db.packing import plain_json
 from db.store import FeatureRows, PageRows
 
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 Json = dict[str, Any]
 
 
@@ -40,7 +36,7 @@ def feature_body(index: int, found: FeatureRows) -> bytes:
         "max_activation": None if kept is None else kept.max_activation,
         "histogram": None if kept is None else _histogram(kept),
         "contexts_run_id": None if kept is None else kept.run_id,
-        "contexts": [] if kept is None else _contexts(kept),
+        "contexts": [] if kept is None else orjson.Fragment(plain_json(kept.contexts)),
         "concept_scores": [_concept_score(row, feature) for row in found.concept_scores],
         "explanations": [_explanation(row, scores, feature) for row, scores in found.explanations],
     }
@@ -67,27 +63,6 @@ def page_body(page: PageRows) -> bytes:
         ) in page.rows
     ]  # fmt: skip
     return orjson.dumps({"items": items, "next_cursor": page.next_cursor, "total": page.total})
-
-
-def _contexts(row: Any) -> list[Json]:
-    """Contexts whose tokens are JSON already, and whose numbers stay in arrays, which are written without a Python
-    number for each; the activations in the digits of a float64, as everything else."""
-    token_ids, activations = row.token_ids, row.activations.astype(np.float64)
-    lengths, contexts, start = row.lengths.tolist(), [], 0
-    parts = zip(split_texts(row.tokens, lengths), lengths, row.peaks.tolist(), row.source_ids, strict=True)
-    for tokens, length, peak, source_id in parts:
-        end = start + length
-        contexts.append(
-            {
-                "tokens": orjson.Fragment(tokens),
-                "token_ids": token_ids[start:end],
-                "activations": activations[start:end],
-                "peak": peak,
-                "source_id": _HALF_CHARACTER.sub(_REPLACEMENT, source_id),
-            }
-        )
-        start = end
-    return contexts
 
 
 def _histogram(row: Any) -> Json | None:

@@ -1,8 +1,8 @@
-"""Arrays and token texts as bytes, and back: what the packed columns hold.
+"""Arrays, token texts and contexts as bytes, and back: what the packed columns hold.
 
 An array is kept as: type code (3 ASCII letters, little-endian), number of axes (1 byte), length of each axis (uint32),
-then the values in row order. Texts are JSON in UTF-8 with lone surrogates passed through: a tokenizer may write NUL or
-half a character, and no text type of PostgreSQL holds those.
+then the values in row order. Texts and contexts are JSON in UTF-8 with lone surrogates passed through: a tokenizer may
+write NUL or half a character, and no text type of PostgreSQL holds those.
 """
 
 import json
@@ -20,6 +20,7 @@ from sqlalchemy import Dialect, LargeBinary
 from sqlalchemy.types import TypeDecorator
 
 from safe_sail.errors import BadRecord, DatabaseUnreachable
+from safe_sail.records import Context
 
 _CODES = ("<f4", "<f8", "<i4", "<i8")
 _LIMITS = {"<i4": 2**31, "<i8": 2**63}
@@ -83,7 +84,7 @@ def _shortened(values: Sequence[float]) -> str:
 
 def pack_texts(texts: Sequence[str]) -> bytes:
     """Texts of any characters as bytes."""
-    return json.dumps(list(texts), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return _json(list(texts))
 
 
 def unpack_texts(data: bytes) -> list[str]:
@@ -92,62 +93,85 @@ def unpack_texts(data: bytes) -> list[str]:
     Raises:
         DatabaseUnreachable: the bytes are damaged.
     """
-    try:
-        texts = orjson.loads(data)  # three times as fast, but strict
-    except ValueError:
-        return _unpack_any_texts(data)
-    assert isinstance(texts, list)
-    return texts
+    return _list(data)
 
 
-def _unpack_any_texts(data: bytes) -> list[str]:
-    """The same for texts with lone surrogates."""
-    try:
-        texts = json.loads(data.decode("utf-8", "surrogatepass"))
-    except ValueError as error:
-        raise _damaged_texts(data, error) from error
-    assert isinstance(texts, list)
-    return texts
-
-
-def split_texts(data: bytes, lengths: Sequence[int]) -> list[bytes]:
-    """The texts that `pack_texts` wrote as JSON lists in UTF-8, `lengths[0]` of them, then `lengths[1]`, and so on.
-
-    Cut out of the bytes: whoever passes texts on as JSON need not read them. Half characters (lone surrogates, which
-    UTF-8 cannot hold) become U+FFFD.
+def pack_contexts(contexts: Sequence[Context]) -> bytes:
+    """Contexts as a list of JSON, each with the record's fields; activations are rounded to float32.
 
     Raises:
-        DatabaseUnreachable: the bytes are damaged, or hold another number of texts.
+        BadRecord: a token id does not fit 32 bits, or an activation float32.
     """
+    listed = [
+        {
+            "tokens": orjson.Fragment(_json(context.tokens)),
+            "token_ids": to_array(context.token_ids, "<i4"),
+            "activations": to_array(context.activations, "<f4").astype("<f8"),
+            "peak": context.peak,
+            "source_id": orjson.Fragment(_json(context.source_id)),
+        }
+        for context in contexts
+    ]
+    return orjson.dumps(listed, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def unpack_contexts(data: bytes) -> tuple[Context, ...]:
+    """The contexts that `pack_contexts` wrote.
+
+    Raises:
+        DatabaseUnreachable: the bytes are damaged.
+    """
+    return tuple(
+        Context(
+            tokens=tuple(one["tokens"]),
+            token_ids=tuple(one["token_ids"]),
+            activations=tuple(one["activations"]),
+            peak=one["peak"],
+            source_id=one["source_id"],
+        )
+        for one in _list(data)
+    )
+
+
+def plain_json(data: bytes) -> bytes:
+    """What `pack_texts` or `pack_contexts` wrote as JSON that may be passed on.
+
+    Half characters (lone surrogates, which UTF-8 cannot hold) become U+FFFD.
+
+    Raises:
+        DatabaseUnreachable: the bytes are damaged, as far as can be told without reading them as JSON.
+    """
+    whole = _HALF_CHARACTER.sub(_REPLACEMENT, data) if b"\xed" in data else data
     try:
-        whole = _HALF_CHARACTER.sub(_REPLACEMENT, data) if b"\xed" in data else data
         whole.decode()
-        return _cut(whole, lengths)
     except ValueError as error:
-        raise _damaged_texts(data, error) from error
+        raise _damaged(data, error) from error
+    if not (whole.startswith(b"[") and whole.endswith(b"]")):
+        raise _damaged(data, ValueError("no list"))
+    return whole
 
 
-def _cut(data: bytes, lengths: Sequence[int]) -> list[bytes]:
-    bare = data
-    if b"\\" in data:  # with these out of the way, every quote begins or ends a text
-        bare = data.replace(rb"\\", b"__").replace(rb"\"", b"__")
-    letters = np.frombuffer(bare, np.uint8)
-    quotes = (letters == ord('"')).nonzero()[0]
-    n = sum(lengths)
-    if len(quotes) != 2 * n or not bare.startswith(b'["' if n else b"[]") or letters.min() < ord(" "):
-        raise ValueError(f"no list of {n} texts")
-    parts, first, start = [], 0, 1
-    for length in lengths:
-        first += length
-        stop = int(quotes[2 * first - 1]) + 1
-        parts.append(b"[" + data[start:stop] + b"]")
-        if bare[stop : stop + 2] != (b',"' if first < n else b"]"):
-            raise ValueError(f"the list does not go on after {first} texts")
-        start = stop + 1
-    return parts
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
-def _damaged_texts(data: bytes, error: ValueError) -> DatabaseUnreachable:
+def _list(data: bytes) -> list[Any]:
+    try:
+        found = orjson.loads(data)  # three times as fast, but strict
+    except ValueError:
+        found = _list_with_half_characters(data)
+    assert isinstance(found, list)
+    return found
+
+
+def _list_with_half_characters(data: bytes) -> Any:
+    try:
+        return json.loads(data.decode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        raise _damaged(data, error) from error
+
+
+def _damaged(data: bytes, error: ValueError) -> DatabaseUnreachable:
     return DatabaseUnreachable(f"packed texts of {len(data)} bytes are damaged ({error}); restore the database.")
 
 

@@ -44,7 +44,7 @@ def top_contexts(session: Session, sae: str, sae_key: int, page: list[int]) -> l
         .where(light.sae_key == sae_key, light.feature_index.in_(page))
         .order_by(light.feature_index)
     )
-    return [Kept(rows.top_contexts_of(one, two, two.tokens, sae), two.run_id) for one, two in session.execute(query)]
+    return [Kept(rows.top_contexts_of(one, two, sae), two.run_id) for one, two in session.execute(query)]
 
 
 def context_samples(session: Session, sae: str, sae_key: int, page: list[int]) -> list[ContextSample]:

@@ -172,7 +172,7 @@ def _top_contexts(session: Session, sae_key: int, feature: FeatureId) -> Kept[To
     heavy = session.get(tables.ContextsRow, (sae_key, feature.index))
     if light is None or heavy is None:
         return None
-    return Kept(rows.top_contexts_of(light, heavy, heavy.tokens, feature.sae), heavy.run_id)
+    return Kept(rows.top_contexts_of(light, heavy, feature.sae), heavy.run_id)
 
 
 def _concept_scores(session: Session, sae_key: int, feature: FeatureId) -> list[Kept[ConceptScore]]:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from sqlalchemy import LargeBinary, Select, bindparam, select, type_coerce
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from db import tables
 from db.lookup import no_feature
-from db.packing import unpack_texts
 from db.prepared import Prepared, Run, run_in
 from db.store import rows
 from db.store.loading import Explained, Kept, join_scores
@@ -34,7 +33,7 @@ class FeatureBundle:
 
 
 class FeatureRows(NamedTuple):
-    """The same as the database gives it, arrays unpacked, tokens as `db.packing.pack_texts` packed them."""
+    """The same as the database gives it, arrays unpacked, contexts as `db.packing.pack_contexts` wrote them."""
 
     sae: Any
     contexts: Any
@@ -59,14 +58,10 @@ def bundle_of(feature: FeatureId, found: FeatureRows) -> FeatureBundle:
     return FeatureBundle(
         feature=feature,
         sae=rows.sae_of(found.sae),
-        top_contexts=None if kept is None else Kept(_top_contexts(kept, feature.sae), kept.run_id),
+        top_contexts=None if kept is None else Kept(rows.top_contexts_of(kept, kept, feature.sae), kept.run_id),
         concept_scores=tuple(Kept(rows.concept_score_of(one, feature.sae), one.run_id) for one in found.concept_scores),
         explanations=tuple(join_scores(row, scores, feature.sae) for row, scores in found.explanations),
     )
-
-
-def _top_contexts(row: Any, sae: str) -> TopContexts:
-    return rows.top_contexts_of(row, row, unpack_texts(row.tokens), sae)
 
 
 def feature_rows(run: Run, feature: FeatureId) -> FeatureRows:
@@ -112,11 +107,7 @@ def rows_of_features(session: Session, sae: str, indices: Sequence[int]) -> list
 _CONTEXTS = (
     select(
         *(column for column in tables.FeatureRow.__table__.c if column.key != "run_id"),
-        *(
-            type_coerce(column, LargeBinary).label(column.key) if column.key == "tokens" else column
-            for column in tables.ContextsRow.__table__.c
-            if column.key not in ("sae_key", "feature_index")
-        ),
+        *(column for column in tables.ContextsRow.__table__.c if column.key not in ("sae_key", "feature_index")),
     )
     .join_from(tables.FeatureRow, tables.ContextsRow)
     .order_by(tables.FeatureRow.feature_index)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from db.packing import is_plain_text, to_array
+from db.packing import is_plain_text, pack_contexts, to_array, unpack_contexts
 from db.tables import (
     ConceptRow,
     ConceptScoreRow,
@@ -236,7 +236,8 @@ def feature_columns(found: TopContexts) -> Columns:
 def contexts_columns(found: TopContexts) -> Columns:
     """Columns of `contexts`: the heavy half, without the feature and the run; activations as float32."""
     histogram = found.histogram
-    return packed_contexts(found.contexts) | {
+    return {
+        "contexts": pack_contexts(found.contexts),
         "histogram_edges": None if histogram is None else to_array(histogram.edges, "<f8"),
         "histogram_counts": None if histogram is None else to_array(histogram.counts, "<i8"),
     }
@@ -254,14 +255,14 @@ def packed_contexts(contexts: Sequence[Context]) -> Columns:
     }
 
 
-def top_contexts_of(light: FeatureRow, heavy: ContextsRow, tokens: Sequence[str], sae: str) -> TopContexts:
-    """Record of the two rows of a feature whose contexts were collected, and their tokens."""
+def top_contexts_of(light: FeatureRow, heavy: ContextsRow, sae: str) -> TopContexts:
+    """Record of the two rows of a feature whose contexts were collected."""
     assert light.n_tokens_seen is not None
     assert light.density is not None
     assert light.max_activation is not None
     return TopContexts(
         feature=FeatureId(sae=sae, index=light.feature_index),
-        contexts=unpacked_contexts(heavy, tokens),
+        contexts=unpack_contexts(heavy.contexts),
         n_tokens_seen=light.n_tokens_seen,
         density=light.density,
         max_activation=light.max_activation,
@@ -269,7 +270,7 @@ def top_contexts_of(light: FeatureRow, heavy: ContextsRow, tokens: Sequence[str]
     )
 
 
-def unpacked_contexts(row: ContextsRow | ContextSampleRow, tokens: Sequence[str]) -> tuple[Context, ...]:
+def unpacked_contexts(row: ContextSampleRow) -> tuple[Context, ...]:
     """The contexts that `packed_contexts` packed."""
     token_ids, activations = row.token_ids.tolist(), row.activations.tolist()
     contexts = []
@@ -279,7 +280,7 @@ def unpacked_contexts(row: ContextsRow | ContextSampleRow, tokens: Sequence[str]
         start += length
         contexts.append(
             Context(
-                tokens=tuple(tokens[part]),
+                tokens=tuple(row.tokens[part]),
                 token_ids=tuple(token_ids[part]),
                 activations=tuple(activations[part]),
                 peak=peak,

@@ -56,7 +56,7 @@ def sample_columns(sample: ContextSample) -> rows.Columns:
 
 def sample_of(row: tables.ContextSampleRow, sae: str) -> ContextSample:
     """Record of a row of `context_sample`."""
-    contexts = rows.unpacked_contexts(row, row.tokens)
+    contexts = rows.unpacked_contexts(row)
     kinds = row.kinds.tolist()
     groups = [
         tuple(context for context, kind in zip(contexts, kinds, strict=True) if kind == place)

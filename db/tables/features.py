@@ -20,18 +20,14 @@ class FeatureRow(Base):
 
 
 class ContextsRow(Base):
-    """The heavy half of `TopContexts`: all contexts of one feature in one row, one after another."""
+    """The heavy half of `TopContexts`: all contexts of one feature in one row."""
 
     __tablename__ = "contexts"
     __table_args__ = (ForeignKeyConstraint(["sae_key", "feature_index"], ["feature.sae_key", "feature.feature_index"]),)
     sae_key: Mapped[int] = mapped_column(Integer, primary_key=True)
     feature_index: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
-    lengths: Mapped[IntArray]
-    peaks: Mapped[IntArray]
-    token_ids: Mapped[IntArray]
-    activations: Mapped[FloatArray]
-    tokens: Mapped[list[str]]
-    source_ids: Mapped[list[str]]
+    contexts: Mapped[bytes]
+    """As `db.packing.pack_contexts` writes them."""
     histogram_edges: Mapped[FloatArray | None]
     histogram_counts: Mapped[IntArray | None]
     run_id: Mapped[str] = mapped_column(ForeignKey("run.run_id"))

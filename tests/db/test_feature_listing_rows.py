@@ -116,7 +116,7 @@ def test_an_upgrade_fills_the_table_as_saving_does(empty: Engine) -> None:
         connection.execute(text("DROP TABLE feature_listing"))
         connection.execute(text("CREATE INDEX ix_feature_sae_key_density ON feature (sae_key, density)"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0015'"))
-    upgrade(empty)
+    upgrade(empty, "0016")
     assert rows_of(empty) == saved
     assert len(saved) == 6
 

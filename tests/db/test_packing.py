@@ -1,16 +1,27 @@
 """Packed columns: any array and any text comes back; damaged bytes are found out."""
 
-import json
-import re
+import dataclasses
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from pydantic import TypeAdapter
 
-from db.packing import pack_array, pack_texts, split_texts, to_array, unpack_array, unpack_texts
+from api.schemas import encodable
+from db.packing import (
+    pack_array,
+    pack_contexts,
+    pack_texts,
+    plain_json,
+    to_array,
+    unpack_array,
+    unpack_contexts,
+    unpack_texts,
+)
 from safe_sail.errors import BadRecord, DatabaseUnreachable
+from safe_sail.records import Context
 
 quick = settings(derandomize=True, deadline=None, database=None)
 
@@ -36,24 +47,44 @@ def test_texts_of_any_character_come_back(texts: list[str]) -> None:
     assert unpack_texts(pack_texts(texts)) == texts
 
 
-awkward = st.sampled_from(['"', "\\", ",", '",', '","', '\\"', "\n", "\x00", "\ud800", "\udfff", "é", "[", "]", ""])
+awkward = st.sampled_from(['"', "\\", ",", '",', "\n", "\x00", "\ud800", "\udfff", "\ud83d\ude00", "é", "[", "]", ""])
+texts = st.lists(awkward, max_size=4).map("".join) | st.text()
+
+
+@st.composite
+def contexts(draw: st.DrawFn) -> Context:
+    tokens = draw(st.lists(texts, min_size=1, max_size=5))
+    activations = [draw(st.floats(allow_nan=False, allow_infinity=False, width=32)) for _ in tokens]
+    return Context(
+        tokens=tuple(tokens),
+        token_ids=tuple(draw(st.integers(-(2**31), 2**31 - 1)) for _ in tokens),
+        activations=tuple(activations),
+        peak=activations.index(max(activations)),
+        source_id=draw(texts),
+    )
 
 
 @quick
-@given(st.lists(st.lists(st.lists(awkward, max_size=4).map("".join) | st.text(), min_size=1)))
-def test_texts_are_cut_into_the_lists_they_were(lists: list[list[str]]) -> None:
-    packed = pack_texts([text for part in lists for text in part])
-    whole = [[re.sub("[\ud800-\udfff]", "\ufffd", text) for text in part] for part in lists]
-    assert [json.loads(part.decode()) for part in split_texts(packed, list(map(len, lists)))] == whole
+@given(st.lists(contexts(), max_size=3))
+def test_contexts_come_back_and_are_passed_on_as_pydantic_writes_them(some: list[Context]) -> None:
+    packed = pack_contexts(some)
+    assert unpack_contexts(packed) == tuple(some)
+    assert plain_json(packed) == TypeAdapter(list[Context]).dump_json([encodable(one) for one in some])
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"[", b"[]", b"\xff", b'["a","b"', b'["a"]', b'["a","b","c"]', b'["a";"b"]', b'["a","b\n"]', b'["a","\xff"]'],
-)
-def test_other_texts_are_not_cut(data: bytes) -> None:
-    with pytest.raises(DatabaseUnreachable, match="damaged"):
-        split_texts(data, [1, 1])
+def test_activations_are_kept_in_float32() -> None:
+    one = Context(tokens=("a",), token_ids=(1,), activations=(0.1,), peak=0, source_id="d")
+    assert unpack_contexts(pack_contexts([one]))[0].activations == (0.10000000149011612,)
+    for wrong in ({"token_ids": (2**31,)}, {"activations": (3.5e38,)}):
+        with pytest.raises(BadRecord, match="32"):
+            pack_contexts([dataclasses.replace(one, **wrong)])
+
+
+@pytest.mark.parametrize("data", [b"", b"[", b"[\xff]", b'[{"tokens":["a"'])
+def test_what_is_not_whole_is_not_passed_on(data: bytes) -> None:
+    for read in (plain_json, unpack_contexts):
+        with pytest.raises(DatabaseUnreachable, match="damaged"):
+            read(data)
 
 
 @pytest.mark.parametrize("cut", [0, 2, 3, 6, 11, 13])

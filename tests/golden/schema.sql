@@ -130,12 +130,7 @@ CREATE TABLE context_sample (
 CREATE TABLE contexts (
 	sae_key INTEGER NOT NULL,
 	feature_index INTEGER NOT NULL,
-	lengths BLOB NOT NULL,
-	peaks BLOB NOT NULL,
-	token_ids BLOB NOT NULL,
-	activations BLOB NOT NULL,
-	tokens BLOB NOT NULL,
-	source_ids BLOB NOT NULL,
+	contexts BLOB NOT NULL,
 	histogram_edges BLOB,
 	histogram_counts BLOB,
 	run_id TEXT NOT NULL,
