@@ -1,22 +1,24 @@
 """How long do writing and reading what features fire on take, and how large is the file?
 
-2026-11-21, 2 cores of a machine whose other work took most of them (load 8 to 10, so the clock says several times what
-the CPU says), Python 3.11.7, SQLite 3.40.1, SQLAlchemy 2.1.9. 4,096 features x 20 contexts x 64 tokens with 24,576
-concept scores; baseline: one row a context, its fields as JSON, no scores. Medians of five (writing plainly: one), min
-and max in brackets. The file is the whole database, scores and indexes included.
+2026-11-27, 2 cores of a shared host, nothing else running, Python 3.11.7, SQLite 3.40.1, SQLAlchemy 2.1.9. 4,096
+features x 20 contexts x 64 tokens with 24,576 concept scores; baseline: one row a context, its fields as JSON, no
+scores. Medians of five (writing plainly: one), min and max in brackets. The file is the whole database, scores and
+indexes included.
 
-|                                    | store, ms           | CPU, ms | plain, ms         | CPU, ms |
-|------------------------------------|---------------------|---------|-------------------|---------|
-| write all contexts                 | 8784 (7136 - 14016) | 2493    | 51037             | 16036   |
-| contexts of one feature            | 2.8 (1.9 - 3.0)     | 1.1     | 0.8 (0.7 - 0.8)   | 0.4     |
-| everything known of one feature    | 4.1 (3.4 - 6.6)     | 2.0     |                   |         |
-| page of 50 by index                | 7.0 (5.5 - 7.7)     | 3.3     |                   |         |
-| page of 50 by density              | 12.6 (11.3 - 13.6)  | 6.2     |                   |         |
-| page of 50 by score, best concept  | 22.2 (17.7 - 25.5)  | 10.9    |                   |         |
-| file, MB                           | 93                  |         | 169               |         |
+|                                    | store, ms            | CPU, ms | plain, ms         | CPU, ms |
+|------------------------------------|----------------------|---------|-------------------|---------|
+| write all contexts                 | 8172 (7467 - 9570)   | 7203    | 37567             | 36283   |
+| contexts of one feature            | 2.8 (2.6 - 3.2)      | 2.8     | 1.4 (1.0 - 1.5)   | 1.3     |
+| everything known of one feature    | 1.6 (1.4 - 3.2)      | 1.6     |                   |         |
+| page of 50 by index                | 4.1 (3.9 - 4.4)      | 4.1     |                   |         |
+| page of 50 by density              | 4.4 (4.4 - 4.4)      | 4.4     |                   |         |
+| page of 50 by score, best concept  | 5.0 (4.5 - 5.2)      | 4.9     |                   |         |
+| file, MB                           | 112                  |         | 169               |         |
 
-Peak memory 113 MB. Packed rows are written six times as fast and take half the room. One feature is read slower
-than from a bare table, by a millisecond of SQLAlchemy; a page and a feature stay far below what a reader notices.
+Peak memory 127 MB. A row a feature, its contexts as one JSON text, is written four to five times as fast as a row a
+context and takes two thirds of the room; packed arrays took 93 MB, but had to become JSON at every answer. (Numbers of a
+feature have since been converted at once, not context by context; writing was not timed again.) One feature is read
+slower than from a bare table, by a millisecond of SQLAlchemy.
 
 Run: python -m benchmarks.bench_store --features 512 4096
 """

@@ -25,6 +25,7 @@ from safe_sail.records import Context
 _CODES = ("<f4", "<f8", "<i4", "<i8")
 _LIMITS = {"<i4": 2**31, "<i8": 2**63}
 _HALF_CHARACTER = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 
@@ -102,16 +103,21 @@ def pack_contexts(contexts: Sequence[Context]) -> bytes:
     Raises:
         BadRecord: a token id does not fit 32 bits, or an activation float32.
     """
-    listed = [
-        {
-            "tokens": orjson.Fragment(_json(context.tokens)),
-            "token_ids": to_array(context.token_ids, "<i4"),
-            "activations": to_array(context.activations, "<f4").astype("<f8"),
-            "peak": context.peak,
-            "source_id": orjson.Fragment(_json(context.source_id)),
-        }
-        for context in contexts
-    ]
+    token_ids = to_array([token for one in contexts for token in one.token_ids], "<i4")
+    activations = to_array([value for one in contexts for value in one.activations], "<f4").astype("<f8")
+    listed, start = [], 0
+    for one in contexts:
+        end = start + len(one.tokens)
+        listed.append(
+            {
+                "tokens": orjson.Fragment(_json(one.tokens)),
+                "token_ids": token_ids[start:end],
+                "activations": activations[start:end],
+                "peak": one.peak,
+                "source_id": orjson.Fragment(_json(one.source_id)),
+            }
+        )
+        start = end
     return orjson.dumps(listed, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -152,7 +158,7 @@ def plain_json(data: bytes) -> bytes:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return _ENCODER.encode(value).encode("utf-8", "surrogatepass")
 
 
 def _list(data: bytes) -> list[Any]:
