@@ -29,8 +29,8 @@ are kept as the JSON that is answered (in turn, against making it of packed arra
 By samples of the server, before the last cuts, a page by index spent 46 % of its time on the page itself (23 % on the
 statement and its rows, 9 % on JSON), 12 % on sending, the rest on checks, counts, cursors and the layers around. Pages
 of 8 or 16 KB in the file gave nothing. A search stops at 51 of its hits (`word35` also begins `word350`); best first
-ranks them all, 8 ms. In 8 threads instead of 2 a search's p99 was 133 ms, on a slower day. `explanation` goes the way of
-`score`; `published` and `relevance` walk along everything that has such a value.
+ranks them all, 8 ms. In 8 threads instead of 2 a search's p99 was 133 ms, on a slower day. `explanation` goes the way
+of `score`; `published` and `relevance` walk along everything that has such a value.
 
 PostgreSQL, measured before contexts were kept as JSON:
 

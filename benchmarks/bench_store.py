@@ -16,8 +16,8 @@ indexes included.
 | file, MB                           | 112                  |         | 169               |         |
 
 Peak memory 127 MB. A row a feature, its contexts as one JSON text, is written four to five times as fast as a row a
-context and takes two thirds of the room; packed arrays took 93 MB, but had to become JSON at every answer. (Numbers of a
-feature have since been converted at once, not context by context; writing was not timed again.) One feature is read
+context and takes two thirds of the room; packed arrays took 93 MB, but had to become JSON at every answer. (Numbers of
+a feature have since been converted at once, not context by context; writing was not timed again.) One feature is read
 slower than from a bare table, by a millisecond of SQLAlchemy.
 
 Run: python -m benchmarks.bench_store --features 512 4096
