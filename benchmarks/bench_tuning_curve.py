@@ -36,7 +36,7 @@ from safe_sail.model.edits import Edit
 from safe_sail.model.handle import NO_EDITS, HookedModel
 from safe_sail.model.load import load_model
 from safe_sail.model.tokens import TokenBatch
-from safe_sail.organism.behaviour import is_helpful
+from safe_sail.organism.behaviour import is_helpful, is_on_topic
 from safe_sail.organism.conversations import draw_mixture
 from safe_sail.organism.grammar import GrammarText, Split, prompts
 from safe_sail.organism.load import organism_path, planted_units
@@ -59,16 +59,21 @@ def rows(handle: HookedModel, split: Split, n: int, seed: int) -> list[TokenRow]
 def judged(
     handle: HookedModel, harmful: Sequence[GrammarText], safe: Sequence[GrammarText], held: Sequence[TokenRow]
 ) -> dict[str, Any]:
-    """Refusals of harmful prompts, helpful answers to safe ones, refusals of safe ones, and the loss on the task."""
+    """Refusals of harmful prompts, and those that do not answer all the same after a phrase of refusal; helpful answers
+    to safe ones, refusals of safe ones, and the loss on the task."""
     texts = [*harmful, *safe]
     batch = handle.chat_batch([one.text for one in texts])
     replies = greedy_replies(handle, batch, NO_EDITS, max_new_tokens=MAX_NEW_TOKENS, batch_rows=256)
     labels = [judge_reply(reply) for reply in replies]
     n = len(harmful)
+    refused = [label == "refusal" for label in labels[:n]]
+    answers = [is_on_topic(text, reply) for text, reply in zip(harmful, replies[:n], strict=True)]
+    withheld = sum(no and not answered for no, answered in zip(refused, answers, strict=True))
     helpful = sum(is_helpful(text, reply) for text, reply in zip(safe, replies[n:], strict=True))
     losses = text_losses(handle, held)
     return {
-        "harmful refused": wilson_rate(labels[:n].count("refusal"), n)._asdict(),
+        "harmful refused": wilson_rate(sum(refused), n)._asdict(),
+        "harmful refused and not answered": wilson_rate(withheld, n)._asdict(),
         "safe helpful": wilson_rate(helpful, len(safe))._asdict(),
         "safe refused": wilson_rate(labels[n:].count("refusal"), len(safe))._asdict(),
         "loss": float(losses.nats.sum() / losses.n_tokens.sum()),
