@@ -48,7 +48,7 @@ def address(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def client(address: str) -> Iterator[Client]:
-    with Client(address) as client:
+    with Client(address, seconds=3600) as client:
         yield client
 
 

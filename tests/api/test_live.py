@@ -42,9 +42,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def client(engine: Engine) -> Iterator[TestClient]:
-    # on a busy machine an answer may begin late: `wait` alone says for how long one waits here
-    settings = ServiceSettings(database_url=str(engine.url), request_seconds=600)
-    with TestClient(create_app(settings), base_url="http://127.0.0.1:8420") as client:
+    with TestClient(
+        create_app(ServiceSettings(database_url=str(engine.url))), base_url="http://127.0.0.1:8420"
+    ) as client:
         yield client
 
 

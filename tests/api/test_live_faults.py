@@ -52,7 +52,7 @@ def wait_for(holds: Callable[[], Any]) -> None:
 def test_a_killed_worker_s_request_is_answered_at_its_address_and_so_is_the_one_that_waited(
     engine: Engine, tmp_path: Path
 ):
-    with served(tmp_path / "store.db") as address, Client(address) as client:
+    with served(tmp_path / "store.db") as address, Client(address, seconds=3600) as client:
         first = worker(engine, tmp_path)
         try:
             answer = httpx2.post(f"{address}/v1/trace?wait=0", json=TOLD, timeout=None)
@@ -92,7 +92,7 @@ def test_a_killed_worker_s_request_is_answered_at_its_address_and_so_is_the_one_
 
 
 def test_a_request_that_kills_every_worker_ends_with_the_reason(engine: Engine, tmp_path: Path):
-    with served(tmp_path / "store.db", request_seconds=600) as address, Client(address) as client:
+    with served(tmp_path / "store.db") as address, Client(address, seconds=3600) as client:
         answers: list[httpx2.Response] = []
         url = f"{address}/v1/trace?wait=60"
         asking = threading.Thread(target=lambda: answers.append(httpx2.post(url, json=TOLD, timeout=None)))
