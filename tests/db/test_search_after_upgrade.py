@@ -44,7 +44,7 @@ def test_search_finds_what_was_kept_at_an_earlier_revision(empty: Engine, revisi
         for statement in WRITTEN:
             connection.execute(text(statement))
     upgrade(empty)
-    if revision == REVISIONS[-1]:  # there nothing brings a row into lists but what saves it
+    if revision >= "0016":  # from there on nothing brings a row into lists but what saves it
         with writing(empty) as session:
             refresh_listing(session, [{"sae_key": 1, "feature_index": index} for index in (3, 4)])
 
