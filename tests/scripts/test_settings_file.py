@@ -99,10 +99,11 @@ def test_a_shipped_file_runs_on_a_tiny_model_and_sae_of_its_classes(name: str, t
 @pytest.mark.parametrize("name", sorted(CLASSES))
 def test_a_dry_run_says_what_is_needed_and_leaves_nothing(name: str, tiny_models: TinyModels, tmp_path: Path):
     family, _ = CLASSES[name]
+    (tmp_path / "corpus.txt").touch()  # empty: whoever reads it ends with an error
     done = invoke(
         "collect-contexts", f"--settings={name}", f"--model={tiny_models.folder(family)}", "--device=cpu",
-        f"--sae={tiny_sae(name, tiny_models.handle(family).dims.d_model, tmp_path)}", "--corpus=missing.txt",
-        "--dtype=float32", f"--database=sqlite:///{tmp_path / 'kept.db'}", "--dry-run",
+        f"--sae={tiny_sae(name, tiny_models.handle(family).dims.d_model, tmp_path)}",
+        f"--corpus={tmp_path / 'corpus.txt'}", "--dtype=float32", f"--database=sqlite:///{tmp_path / 'kept.db'}", "--dry-run",
     )  # fmt: skip
     assert "of SAEs" in done.stdout
     assert not (tmp_path / "kept.db").exists()
