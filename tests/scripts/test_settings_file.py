@@ -103,7 +103,8 @@ def test_a_dry_run_says_what_is_needed_and_leaves_nothing(name: str, tiny_models
     done = invoke(
         "collect-contexts", f"--settings={name}", f"--model={tiny_models.folder(family)}", "--device=cpu",
         f"--sae={tiny_sae(name, tiny_models.handle(family).dims.d_model, tmp_path)}",
-        f"--corpus={tmp_path / 'corpus.txt'}", "--dtype=float32", f"--database=sqlite:///{tmp_path / 'kept.db'}", "--dry-run",
+        f"--corpus={tmp_path / 'corpus.txt'}", "--dtype=float32",
+        f"--database=sqlite:///{tmp_path / 'kept.db'}", "--dry-run",
     )  # fmt: skip
     assert "of SAEs" in done.stdout
     assert not (tmp_path / "kept.db").exists()
