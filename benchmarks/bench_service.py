@@ -32,17 +32,17 @@ of 8 or 16 KB in the file gave nothing. A search stops at 51 of its hits (`word3
 ranks them all, 8 ms. In 8 threads instead of 2 a search's p99 was 133 ms, on a slower day. `explanation` goes the way
 of `score`; `published` and `relevance` walk along everything that has such a value.
 
-PostgreSQL, measured before contexts were kept as JSON:
+| PostgreSQL 18.4         | a second | p50, ms | p99, ms | server CPU, ms a request | n   |
+|-------------------------|----------|---------|---------|--------------------------|-----|
+| one feature             | 388      | 40      | 56      | 2.2                      | 780 |
+| page of 50 by index     | 399      | 39      | 62      | 2.3                      | 800 |
+| page of 50 by score     | 388      | 41      | 57      | 2.3                      | 778 |
+| page of 50 by density   | 431      | 35      | 65      | 2.1                      | 864 |
+| text search             | 191      | 78      | 138     | 2.7                      | 386 |
+| text search, best first | 201      | 67      | 276     | 2.5                      | 404 |
 
-| PostgreSQL 18.4         | a second | p50, ms | p99, ms | server CPU, ms a request | n      |
-|-------------------------|----------|---------|---------|--------------------------|--------|
-| one feature             | 307      | 51      | 73      | 2.9                      | 925    |
-| page of 50 by index     | 481      | 32      | 48      | 1.9                      | 1,446  |
-| page of 50 by score     | 438      | 36      | 53      | 2.0                      | 1,318  |
-| text search             | 208      | 72      | 167     | 2.3                      | 626    |
-| text search, best first | 245      | 61      | 183     | 2.2                      | 737    |
-
-The same features, copied by COPY, in a server on the same two cores over a socket; 3 s each, bare route 9,932.
+The same features in a server on the same two cores over a socket; one run of 2 s each, bare route 9,018. While contexts
+were packed arrays, on another day: 307, 481, 438, -, 208, 245 a second.
 
 Run: python -m benchmarks.bench_service --features 65536 [--database postgresql://USER@HOST/NAME]
 """
