@@ -127,16 +127,19 @@ def unpack_contexts(data: bytes) -> tuple[Context, ...]:
     Raises:
         DatabaseUnreachable: the bytes are damaged.
     """
-    return tuple(
-        Context(
-            tokens=tuple(one["tokens"]),
-            token_ids=tuple(one["token_ids"]),
-            activations=tuple(one["activations"]),
-            peak=one["peak"],
-            source_id=one["source_id"],
+    try:
+        return tuple(
+            Context(
+                tokens=tuple(one["tokens"]),
+                token_ids=tuple(one["token_ids"]),
+                activations=tuple(one["activations"]),
+                peak=one["peak"],
+                source_id=one["source_id"],
+            )
+            for one in _list(data)
         )
-        for one in _list(data)
-    )
+    except (KeyError, TypeError) as error:
+        raise _damaged(data, error) from error
 
 
 def plain_json(data: bytes) -> bytes:
@@ -166,7 +169,8 @@ def _list(data: bytes) -> list[Any]:
         found = orjson.loads(data)  # three times as fast, but strict
     except ValueError:
         found = _list_with_half_characters(data)
-    assert isinstance(found, list)
+    if not isinstance(found, list):
+        raise _damaged(data, ValueError("no list"))
     return found
 
 
@@ -177,8 +181,10 @@ def _list_with_half_characters(data: bytes) -> Any:
         raise _damaged(data, error) from error
 
 
-def _damaged(data: bytes, error: ValueError) -> DatabaseUnreachable:
-    return DatabaseUnreachable(f"packed texts of {len(data)} bytes are damaged ({error}); restore the database.")
+def _damaged(data: bytes, error: Exception) -> DatabaseUnreachable:
+    return DatabaseUnreachable(
+        f"packed texts or contexts of {len(data)} bytes are damaged ({error!r}); restore the database."
+    )
 
 
 def is_plain_text(text: str) -> bool:

@@ -22,7 +22,6 @@ from safe_sail.directions.candidates import DirectionPrompts
 from safe_sail.directions.evaluate import EvaluationTexts, evaluate_direction
 from safe_sail.directions.find import find_direction
 from safe_sail.directions.read import PromptGroup, read_direction
-from safe_sail.errors import BadInput
 from safe_sail.evaluation.llm_judge import Said
 from safe_sail.model.handle import HookedModel
 from safe_sail.organism.conversations import MixtureShare, draw_conversation
@@ -53,7 +52,7 @@ from scripts.options import (
 )
 from scripts.progress import reported
 from scripts.run_records import end_run
-from scripts.subjects import is_organism, lines_of, load_handle, model_ref, usual_dtype
+from scripts.subjects import is_organism, lines_of, load_handle, model_ref, require_both_files, usual_dtype
 
 SETTINGS = DirectionSettings()
 
@@ -192,11 +191,7 @@ def _find_and_keep(job: FindRefusalDirectionJob, context: JobContext) -> Found:
 
 
 def _texts(settings: DirectionSettings, seed: int, harmful: Path | None, harmless: Path | None) -> Texts:
-    if (harmful is None) != (harmless is None):
-        raise BadInput(
-            "harmful_file and harmless_file (--harmful-file, --harmless-file) are given together, or neither; one is "
-            "missing."
-        )
+    require_both_files(harmful, harmless)
     if harmful is not None and harmless is not None:
         return _file_texts(settings, seed, harmful, harmless)
     train = prompts("harmful", "train", settings.n_train, seed)

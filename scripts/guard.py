@@ -41,7 +41,7 @@ from scripts.job_runs import JobContext, at_command_line, named
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.progress import reported
 from scripts.run_records import end_run
-from scripts.subjects import is_organism, lines_of, load_handle, model_ref, pair_slug, usual_dtype
+from scripts.subjects import is_organism, lines_of, load_handle, model_ref, pair_slug, require_both_files, usual_dtype
 
 SETTINGS = GuardSettings()
 Mix = tuple[tuple[Kind, TriggerUse, float], ...]
@@ -231,11 +231,7 @@ def texts_of(
 ) -> dict[str, GuardPrompts]:
     """Prompts of the three splits: the organism's, with trigger and decoys for its backdoored variant, or of files."""
     sizes = {"train": settings.n_train, "validation": settings.n_validation, "test": settings.n_test}
-    if (harmful is None) != (harmless is None):
-        raise BadInput(
-            "harmful_file and harmless_file (--harmful-file, --harmless-file) are given together, or neither; one is "
-            "missing."
-        )
+    require_both_files(harmful, harmless)
     found: dict[str, list[tuple[str, str]]] = {}
     if harmful is None or harmless is None:
         for split, source in SPLITS:

@@ -83,6 +83,19 @@ def usual_dtype(device: str, *models: str) -> str:
     return "float32" if device == "cpu" or all(map(is_organism, models)) else "bfloat16"
 
 
+def require_both_files(harmful: Path | None, harmless: Path | None) -> None:
+    """Files of prompts come as a pair, or the command has prompts of its own.
+
+    Raises:
+        BadInput: one is given without the other.
+    """
+    if (harmful is None) != (harmless is None):
+        raise BadInput(
+            "harmful_file and harmless_file (--harmful-file, --harmless-file) are given together, or neither; one is "
+            "missing."
+        )
+
+
 def lines_of(path: Path, *, at_least: int = 2) -> list[str]:
     """Different lines of a file of prompts, in their order.
 

@@ -87,6 +87,12 @@ def test_what_is_not_whole_is_not_passed_on(data: bytes) -> None:
             read(data)
 
 
+@pytest.mark.parametrize("data", [b"1", b"[1]", b'[{"tokens":["a"]}]'])
+def test_a_list_that_holds_no_contexts_is_found_out(data: bytes) -> None:
+    with pytest.raises(DatabaseUnreachable, match="damaged"):
+        unpack_contexts(data)
+
+
 @pytest.mark.parametrize("cut", [0, 2, 3, 6, 11, 13])
 def test_a_cut_array_is_found_out(cut: int) -> None:
     with pytest.raises(DatabaseUnreachable, match="damaged"):
