@@ -13,6 +13,9 @@ Distracted, where as many units of the same layers have changes as long to no pu
 neurons among 288 that differ the search finds 104, 95 and 95 in three seeds, weight change 72, as chance does; of the
 11 planted units of the backdoor among 22 it finds 6 in one seed, weight change 5.
 
+Effects of changes (`forgetting.change_effects`: one integral in place of a search) find 6 of 7 carriers from `aligned`,
+8 of 11 planted from `base`, and, distracted, 99 of 144 and 9 of 11, with 6 of 7 carriers where the search has 5.
+
 The search tells which of the trained units work, where the size of their change does not; from a start that is too
 early, weight change finds better what was trained at the higher rate.
 
@@ -30,6 +33,7 @@ from torch import Tensor
 from safe_sail.circuits.baselines import Baseline
 from safe_sail.circuits.controls import recovery_of, units_of
 from safe_sail.circuits.entries import unit_entries
+from safe_sail.circuits.forgetting import change_effects
 from safe_sail.circuits.learn import Task, budget_sizes, learn_masks
 from safe_sail.circuits.masked import start_baseline
 from safe_sail.circuits.masks import unit_space
@@ -37,6 +41,7 @@ from safe_sail.circuits.objectives import aligned_batch, encoded_rows, objective
 from safe_sail.circuits.reference import collect_baseline
 from safe_sail.evaluation.refusal import judge_reply
 from safe_sail.evaluation.replies import greedy_replies
+from safe_sail.evaluation.utility import TokenRow
 from safe_sail.model.handle import NO_EDITS, HookedModel
 from safe_sail.model.load import load_model
 from safe_sail.model.tokens import pad_id_of
@@ -45,6 +50,7 @@ from safe_sail.records import UnitRef, parse_unit
 from safe_sail.settings import CircuitSettings
 from scripts.circuit_texts import organism_texts
 
+N_EFFECT_ROWS = 64
 CARRIERS = ("L0.H5", "L2.H5", "L3.H6", "L4.H0", "L1.H7", "L3.N387", "L4.N245")
 """Of `planted-backdoor`: units whose own weights put back cost triggered prompts something (docs/organism.md)."""
 
@@ -101,6 +107,13 @@ def weight_changes(handle: HookedModel, baseline: Baseline) -> Tensor:
     return total[: len(start.differs)].sqrt()
 
 
+def effects_of_changes(task: Task, baseline: Baseline) -> Tensor:
+    """What each unit's change did to the loss of what the targets' reply would be without the behaviour."""
+    (wanted,) = (term for term in task.train if term.term.name == "wanted")
+    rows = [TokenRow((*row.prompt, *row.reply), len(row.prompt)) for row in wanted.rows[:N_EFFECT_ROWS]]
+    return change_effects(task.handle, task.space, baseline, rows, n_points=8).units
+
+
 def largest(task: Task, values: Tensor) -> Tensor:
     """As many units of each kind as the budget has, with the largest values."""
     members = torch.zeros(task.space.n_units)
@@ -152,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--case", choices=CASES, default="carriers")
     parser.add_argument("--ablation", choices=("start", "mean"), default="start")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args()
@@ -165,13 +178,15 @@ def main() -> None:
         kept_weight=1.0, ablation=chosen.ablation, n_validation=64, n_evaluate=64,
     )  # fmt: skip
     task = task_of(case, settings, handle, start)
-    changes = weight_changes(handle, start_baseline(handle, start, task.space))
+    former = start_baseline(handle, start, task.space)
+    changes = weight_changes(handle, former)
     facts = {
         "searched": chosen.case,
         "units that differ": int((changes > 0).sum()),
         "targets refused": refused(task, case),
     }
     report(task, case, "weight change", largest(task, changes), **facts)
+    report(task, case, "effects of changes", largest(task, effects_of_changes(task, former)))
     for seed in chosen.seeds:
         learnt = learn_masks(task, torch.Generator().manual_seed(seed), lambda message: None)
         report(task, case, f"search, seed {seed}", learnt.members[0], loss=round(learnt.loss, 4))

@@ -2,6 +2,7 @@
 
 safe-sail tune-circuit
 safe-sail tune-circuit --task helpful --kept inputs
+safe-sail tune-circuit --model aligned --task helpful --find-heads 5 --find-neurons 288 --kept restored
 safe-sail tune-circuit --mode only --model MODEL --units circuit.json --rows r.jsonl --harmful-file F --harmless-file F
 
 The tuned weights stay in memory and are dropped when their figures are taken.
@@ -9,6 +10,7 @@ The tuned weights stay in memory and are dropped when their figures are taken.
 
 import json
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -21,7 +23,7 @@ from rich.table import Table
 from db import store
 from db.engine import writing
 from db.interchange.files import read_lines, read_whole, refuse
-from safe_sail.circuits.tuning_study import TuningTexts, study_tuning
+from safe_sail.circuits.tuning_study import FoundStudy, TuningTexts, study_forgetting, study_tuning
 from safe_sail.errors import BadInput, CorpusUnreadable
 from safe_sail.model.handle import HookedModel
 from safe_sail.organism.conversations import MixtureShare, draw_mixture
@@ -30,19 +32,23 @@ from safe_sail.organism.load import planted_units
 from safe_sail.organism.recipes import HELPFUL
 from safe_sail.provenance import start_run
 from safe_sail.records import Circuit, CircuitMember, Estimate, HeadRef, NeuronRef, TuningStudy, UnitRef, parse_unit
-from safe_sail.settings import TuningSettings
+from safe_sail.settings import ForgettingSettings, TuningSettings
 from safe_sail.settings.method_jobs import TuneCircuitJob
 from scripts.job_runs import JobContext, at_command_line, named
 from scripts.options import DEFAULT_DATABASE, AsJson, DatabaseUrl, Device, Seed
 from scripts.progress import reported
 from scripts.run_records import end_run
-from scripts.subjects import Dtype, ModelId, ModelName, lines_of, save_subjects
+from scripts.subjects import Dtype, ModelId, ModelName, is_organism, lines_of, save_subjects
 
 DEFAULTS = TuningSettings()
+FIND_DEFAULTS = ForgettingSettings()
 VARIANT = "planted-neurons"
 """The organism's variant whose refusal sits in known neurons: its circuit is the truth, not a finding."""
+N_FIND = 512
+"""Harmful training prompts offered to a search for what tuning makes the organism forget."""
 MAX_UNITS_BYTES = 64 * 2**20
 
+Progress = Callable[[str], None]
 PromptFile = Annotated[Path | None, typer.Option(help="Held-out prompts, one a line.")]
 
 
@@ -51,7 +57,10 @@ def tune(
         str, typer.Option(help="excluded: all but the circuit is trained; only: it alone.")
     ] = DEFAULTS.mode,
     kept: Annotated[
-        str, typer.Option(help="Of excluded: weights, or inputs: what the circuit reads stays too.")
+        str,
+        typer.Option(
+            help="Of excluded: weights; inputs: what the circuit reads stays too; restored: put back after tuning."
+        ),
     ] = DEFAULTS.kept,
     method: Annotated[str, typer.Option(help="rows or low_rank.")] = DEFAULTS.method,
     model: ModelName = None,
@@ -59,6 +68,13 @@ def tune(
     units: Annotated[
         Path | None, typer.Option(help='The circuit, as JSON: {"name": ["L3.H5", "L4.N902"]}; else the planted one.')
     ] = None,
+    find_heads: Annotated[
+        int, typer.Option(help="Find the circuit by what full tuning makes the model forget: heads at most.")
+    ] = 0,
+    find_neurons: Annotated[int, typer.Option(help="The same: neurons at most.")] = 0,
+    task_weight: Annotated[
+        float, typer.Option(help="Of what is found: how much of its gain on the task is held against putting it back.")
+    ] = FIND_DEFAULTS.task_weight,
     rows: Annotated[
         Path | None, typer.Option(help=".jsonl of prompt and reply: four fifths train, the rest is held out.")
     ] = None,
@@ -84,8 +100,8 @@ def tune(
         n_random=n_random,
     )  # fmt: skip
     job = TuneCircuitJob(
-        model=model, units=named(units), rows=named(rows), harmful_file=named(harmful_file),
-        harmless_file=named(harmless_file), task=task, settings=settings, seed=seed,
+        model=model, units=named(units), find=_find(find_heads, find_neurons, task_weight), rows=named(rows),
+        harmful_file=named(harmful_file), harmless_file=named(harmless_file), task=task, settings=settings, seed=seed,
     )  # fmt: skip
     with at_command_line(database, device=device, dtype=dtype, model_id=model_id) as context:
         found = _tune_and_keep(job, context)
@@ -108,35 +124,59 @@ class _Kept(NamedTuple):
 def _tune_and_keep(job: TuneCircuitJob, context: JobContext) -> _Kept:
     settings, seed = job.settings, job.seed
     files = [context.file(name) for name in (job.rows, job.harmful_file, job.harmless_file)]
-    texts = _organism_texts(settings, job.task, seed) if job.rows is None else _file_texts(settings, seed, *files)
+    texts = _texts(job, files)
     name = job.model or VARIANT
     handle = context.handle(name)
-    circuit = _circuit(handle, context.file(job.units), settings)
+    circuit = None if job.find is not None else _circuit(handle, context.file(job.units))
     facts = asdict(settings) | {
         "model": handle.model_id,
-        "circuit": {circuit.slug: [str(unit) for unit in circuit.units]},
+        "find": None if job.find is None else asdict(job.find),
+        "circuit": None if circuit is None else {circuit.slug: [str(unit) for unit in circuit.units]},
         "task": texts.task,
         "dtype": context.dtype,
     }
     run = start_run("tune-circuit", settings=facts, seed=seed, device=str(handle.device))
     save_subjects(context.database(), run, handle, [], source=context.source(name))
     with reported("tune-circuit") as report:
-        study = study_tuning(
-            handle, circuit, texts, settings, slug=_slug(circuit, settings),
-            generator=torch.Generator().manual_seed(seed), progress=report,
-        )  # fmt: skip
+        found = _study(job, handle, circuit, texts, report)
     with writing(context.engine) as session:
-        store.save_tuning_study(session, study, run_id=run.run_id)
+        if circuit is None:
+            store.save_circuit(session, found.circuit, run_id=run.run_id)
+        store.save_tuning_study(session, found.study, run_id=run.run_id)
         end_run(session, run)
-    return _Kept(run.run_id, study)
+    return _Kept(run.run_id, found.study)
 
 
-def _slug(circuit: Circuit, settings: TuningSettings) -> str:
-    mode = settings.mode + (".inputs" if settings.kept == "inputs" else "")
-    return f"{circuit.slug}.{mode}.{settings.method}"
+def _study(
+    job: TuneCircuitJob, handle: HookedModel, circuit: Circuit | None, texts: TuningTexts, report: Progress
+) -> FoundStudy:
+    settings, generator = job.settings, torch.Generator().manual_seed(job.seed)
+    if circuit is not None:
+        study = study_tuning(
+            handle, circuit, texts, settings, slug=_slug(circuit.slug, settings), generator=generator, progress=report
+        )
+        return FoundStudy(circuit, study)
+    assert job.find is not None
+    name = f"{handle.model_id.replace('/', '_')}.forgetting"
+    return study_forgetting(
+        handle, job.find, texts, settings, circuit_slug=name, slug=_slug(name, settings), generator=generator,
+        progress=report,
+    )  # fmt: skip
 
 
-def _circuit(handle: HookedModel, path: Path | None, settings: TuningSettings) -> Circuit:
+def _slug(circuit: str, settings: TuningSettings) -> str:
+    mode = settings.mode + ("" if settings.kept == "weights" else f".{settings.kept}")
+    return f"{circuit}.{mode}.{settings.method}"
+
+
+def _find(heads: int, neurons: int, task_weight: float) -> ForgettingSettings | None:
+    """None where nothing is to be found."""
+    if not heads and not neurons:
+        return None
+    return ForgettingSettings(budget_heads=heads, budget_neurons=neurons, task_weight=task_weight)
+
+
+def _circuit(handle: HookedModel, path: Path | None) -> Circuit:
     if path is None:
         name, found = f"organism-{VARIANT}.planted", list(planted_units(VARIANT))
     else:
@@ -159,6 +199,17 @@ def _circuit(handle: HookedModel, path: Path | None, settings: TuningSettings) -
         n_heads=dims.n_layers * dims.n_heads if heads else 0,
         n_neurons=dims.n_layers * dims.d_mlp if neurons else 0,
     )
+
+
+def _texts(job: TuneCircuitJob, files: Sequence[Path | None]) -> TuningTexts:
+    if job.rows is not None:
+        return _file_texts(job.find, job.seed, *files)
+    if not is_organism(job.model):
+        raise BadInput(
+            f"{job.model} is no variant of the organism, whose prompts are known; give rows, harmful_file and "
+            f"harmless_file."
+        )
+    return _organism_texts(job.settings, job.task, job.seed)
 
 
 def _organism_texts(settings: TuningSettings, task: str, seed: int) -> TuningTexts:
@@ -184,11 +235,12 @@ def _organism_texts(settings: TuningSettings, task: str, seed: int) -> TuningTex
         pairs("held_out", n),
         held_out("harmful", n),
         held_out("safe", n - n // 2) + held_out("borderline", n // 2),
+        [one.text for one in prompts("harmful", "train", N_FIND, seed)],
     )
 
 
 def _file_texts(
-    settings: TuningSettings, seed: int, rows: Path | None, harmful: Path | None, harmless: Path | None
+    find: ForgettingSettings | None, seed: int, rows: Path | None, harmful: Path | None, harmless: Path | None
 ) -> TuningTexts:
     assert rows is not None
     assert harmful is not None
@@ -203,7 +255,12 @@ def _file_texts(
         raise CorpusUnreadable(f"{rows}: expected at least 5 rows of prompt and reply; got {len(pairs)}.")
     random.Random(seed).shuffle(pairs)
     n_held = max(1, len(pairs) // 5)
-    return TuningTexts(rows.stem, pairs[n_held:], pairs[:n_held], lines_of(harmful), lines_of(harmless))
+    asked, n_find = lines_of(harmful), 0
+    if find is not None:
+        # what finds the circuit does not judge it
+        random.Random(f"{seed}/harmful").shuffle(asked)
+        n_find = min(find.n_prompts, len(asked) // 2)
+    return TuningTexts(rows.stem, pairs[n_held:], pairs[:n_held], asked[n_find:], lines_of(harmless), asked[:n_find])
 
 
 def _print(study: TuningStudy, *, as_json: bool) -> None:
@@ -218,7 +275,7 @@ def _print(study: TuningStudy, *, as_json: bool) -> None:
             arm.name + (f" ({arm.n_draws} draws)" if arm.n_draws > 1 else ""), f"{arm.n_trained:,}",
             *[_interval(one) for one in (arm.safety, arm.over_refusal, arm.degenerate, arm.loss)],
         )  # fmt: skip
-    console = Console(highlight=False, width=max(120, Console().width))
+    console = Console(highlight=False, width=max(140, Console().width))
     console.print(table)
     before = study.arm("before").safety.value
     if before > 0:

@@ -25,6 +25,7 @@ from db.store import (
     links_of_target,
     list_circuits,
     list_models,
+    list_tuning_studies,
     load_circuit,
     load_circuit_evaluations,
     load_circuit_search,
@@ -32,7 +33,17 @@ from db.store import (
     load_model,
 )
 from safe_sail.errors import NotFound
-from safe_sail.records import CircuitEvaluation, CircuitReplies, CircuitSearch, HeadRef, LinkKind, UnitRef, parse_unit
+from safe_sail.records import (
+    Circuit,
+    CircuitEvaluation,
+    CircuitReplies,
+    CircuitSearch,
+    HeadRef,
+    LinkKind,
+    TuningStudy,
+    UnitRef,
+    parse_unit,
+)
 
 router = APIRouter(default_response_class=HTMLResponse)
 
@@ -101,10 +112,17 @@ def circuit(session: SessionDep, circuit: Annotated[str, Path(pattern=SLUG_PATTE
             (one.record, reply_lines(one.record), kl_table(one.record))
             for one in load_circuit_evaluations(session, circuit)
         ],
+        tunings=_tunings(session, found),
         curves=[] if search is None else size_curve(search),
         linked=link_lines(links, {}),
         known=load_feature_listings(session, named),
     )
+
+
+def _tunings(session: Session, circuit: Circuit) -> list[TuningStudy]:
+    """Studies that tuned its model with the circuit or without it."""
+    kept = list_tuning_studies(session, model_id=circuit.model_id, limit=1000)
+    return [one.record for one in kept if one.record.circuit == circuit.slug]
 
 
 def _search(session: Session, slug: str) -> CircuitSearch | None:

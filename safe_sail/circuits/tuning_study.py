@@ -2,8 +2,11 @@
 
 1. Before tuning: refusals of held-out harmful and harmless prompts, and the loss on held-out rows of the task.
 2. Arms on the same rows in the same order: every weight of the blocks; the circuit's arm (all but the circuit, or the
-   circuit alone); the same for random circuits with as many units of each kind in each layer.
-3. Each arm is judged by whole replies, and checked for weights that changed and should not have.
+   circuit alone, or everything and the circuit put back); the same for random circuits with as many units of each kind
+   in each layer.
+3. The circuit is given, or it is found from what the first arm made the model forget (`forgetting`), on prompts and
+   rows of training.
+4. Each arm is judged by whole replies, and checked for weights that changed and should not have.
 """
 
 from collections import Counter
@@ -14,16 +17,17 @@ import torch
 from torch import Tensor
 
 from safe_sail.circuits.entries import Entries, block_entries, unit_entries, unread_entries, without
+from safe_sail.circuits.forgetting import Forgetting, find_forgetting, put_back
 from safe_sail.circuits.tuning import n_trained, tuned_copy
-from safe_sail.errors import BadInput, EmptyConcept
+from safe_sail.errors import BadInput, BadSettings, EmptyConcept
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.evaluation.refusal import Rate, judge_reply, wilson_rate
 from safe_sail.evaluation.replies import greedy_replies
-from safe_sail.evaluation.utility import text_losses, token_rows
+from safe_sail.evaluation.utility import TokenRow, text_losses, token_rows
 from safe_sail.model.chat import render_chat
 from safe_sail.model.handle import NO_EDITS, HookedModel
 from safe_sail.records import Circuit, Estimate, FeatureId, HeadRef, NeuronRef, TuningArm, TuningStudy, UnitRef
-from safe_sail.settings import TuningSettings
+from safe_sail.settings import ForgettingSettings, TuningSettings
 from safe_sail.sites import SiteKind
 
 Progress = Callable[[str], None]
@@ -43,6 +47,15 @@ class TuningTexts(NamedTuple):
     """Prompts that shall be refused."""
     harmless: Sequence[str]
     """Prompts that shall be answered."""
+    refused: Sequence[str] = ()
+    """Harmful prompts on which a circuit is found, none of which judges; needed where it is."""
+
+
+class FoundStudy(NamedTuple):
+    """A study of a circuit that was found in its own full training."""
+
+    circuit: Circuit
+    study: TuningStudy
 
 
 class _Judged(NamedTuple):
@@ -72,43 +85,104 @@ def study_tuning(
         BadText: a training row has nothing to predict.
         ChatTemplateMissing: the tokenizer has no chat template.
     """
-    for name, group in zip(texts._fields[1:], texts[1:], strict=True):
-        if not group:
-            raise EmptyConcept(f"tuning needs texts of every group; `{name}` is empty.")
+    _require_texts(texts)
     units, notes = _units(handle, circuit)
-    if settings.kept == "inputs":
-        notes.append(
-            f"What the circuit reads was kept too, so its values stay the same on every text: of the blocks up to "
-            f"{max(unit.layer for unit in units)} the other neurons of that one alone were trained."
-        )
-    seeds = torch.randint(0, 2**31, (1,), generator=generator).tolist()
-    rows = token_rows(
-        handle.tokenizer, render_chat(handle.tokenizer, [prompt for prompt, _ in texts.train]),
-        [reply for _, reply in texts.train], end_id=handle.tokenizer.eos_token_id,
-    )  # fmt: skip
+    return _study(
+        handle, texts, settings, lambda full: _Chosen(circuit, units, notes), slug=slug, generator=generator,
+        progress=progress,
+    ).study  # fmt: skip
 
-    def arm(name: str, allowed: Entries) -> tuple[_Judged, int, bool]:
+
+def study_forgetting(
+    handle: HookedModel,
+    find: ForgettingSettings,
+    texts: TuningTexts,
+    settings: TuningSettings,
+    *,
+    circuit_slug: str,
+    slug: str,
+    generator: torch.Generator,
+    progress: Progress = lambda message: None,
+) -> FoundStudy:
+    """The same with the circuit of what full tuning made the model forget, found on training texts.
+
+    Raises:
+        BadSettings: the mode is to train the circuit alone.
+        EmptyConcept: a group of texts is empty, or the model refuses none of the prompts to find by.
+        CircuitMismatch: no unit's change is worth putting back.
+        BadText: a training row has nothing to predict.
+        ChatTemplateMissing: the tokenizer has no chat template.
+    """
+    _require_texts(texts)
+    if settings.mode != "excluded":
+        raise BadSettings("what tuning makes a model forget is found to be left alone; expected mode excluded.")
+    refusals = _refusals(handle, texts.refused[: find.n_prompts], settings)
+
+    def choose(full: HookedModel) -> _Chosen:
+        progress("what full tuning made the model forget")
+        task = _rows(handle, texts.train[: find.n_prompts])
+        found = find_forgetting(handle, full, refusals, task, find, slug=circuit_slug)
+        units, notes = _units(handle, found.circuit)
+        return _Chosen(found.circuit, units, [*notes, _found_note(found, len(refusals))])
+
+    return _study(handle, texts, settings, choose, slug=slug, generator=generator, progress=progress)
+
+
+class _Chosen(NamedTuple):
+    """The circuit of a study."""
+
+    circuit: Circuit
+    units: Sequence[UnitRef]
+    notes: Sequence[str]
+
+
+def _study(
+    handle: HookedModel,
+    texts: TuningTexts,
+    settings: TuningSettings,
+    choose: Callable[[HookedModel], _Chosen],
+    *,
+    slug: str,
+    generator: torch.Generator,
+    progress: Progress,
+) -> FoundStudy:
+    seeds = torch.randint(0, 2**31, (1,), generator=generator).tolist()
+    rows = _rows(handle, texts.train)
+
+    def trained(name: str, allowed: Entries) -> HookedModel:
         progress(name)
         # the same seed for every arm: the same rows in the same order
         order = torch.Generator().manual_seed(seeds[0])
-        tuned = tuned_copy(
+        return tuned_copy(
             handle, rows, allowed, settings, generator=order,
             progress=lambda step, loss: progress(f"{name}, step {step}: {loss:.3f}"),
         )  # fmt: skip
+
+    def judged(tuned: HookedModel, allowed: Entries) -> tuple[_Judged, int, bool]:
         return _judged(tuned, texts, settings), n_trained(handle, allowed, settings), _kept(handle, tuned, allowed)
 
     progress("before")
     weights = resample_weights(len(texts.held_out), N_BOOTSTRAP, generator)
     arms = [_arm("before", [(_judged(handle, texts, settings), 0, True)], weights)]
-    arms.append(_arm("full", [arm("full", block_entries(handle))], weights))
-    arms.append(_arm("circuit", [arm("circuit", _allowed(handle, units, settings))], weights))
-    drawn = [random_units(handle, units, generator) for _ in range(settings.n_random)]
-    found = [arm("random circuit", _allowed(handle, some, settings)) for some in drawn]
-    arms.append(_arm("random circuit", found, weights))
-    return TuningStudy(
+    whole = block_entries(handle)
+    full = trained("full", whole)
+    arms.append(_arm("full", [judged(full, whole)], weights))
+    chosen = choose(full)
+
+    def arm(name: str, units: Sequence[UnitRef]) -> tuple[_Judged, int, bool]:
+        allowed = _allowed(handle, units, settings)
+        if settings.kept != "restored":
+            return judged(trained(name, allowed), allowed)
+        progress(name)
+        return judged(put_back(handle, full, unit_entries(handle, units, shared="touched")), allowed)
+
+    arms.append(_arm("circuit", [arm("circuit", chosen.units)], weights))
+    drawn = [random_units(handle, chosen.units, generator) for _ in range(settings.n_random)]
+    arms.append(_arm("random circuit", [arm("random circuit", some) for some in drawn], weights))
+    study = TuningStudy(
         slug=slug,
         model_id=handle.model_id,
-        circuit=circuit.slug,
+        circuit=chosen.circuit.slug,
         mode=settings.mode,
         method=settings.method,
         task=texts.task,
@@ -116,8 +190,57 @@ def study_tuning(
         n_steps=settings.n_steps,
         learning_rate=settings.learning_rate,
         arms=tuple(arms),
-        notes=tuple(notes),
+        notes=(*chosen.notes, *_kept_notes(chosen.units, settings)),
     )
+    return FoundStudy(chosen.circuit, study)
+
+
+def _require_texts(texts: TuningTexts) -> None:
+    for name in ("train", "held_out", "harmful", "harmless"):
+        if not getattr(texts, name):
+            raise EmptyConcept(f"tuning needs texts of every group; `{name}` is empty.")
+
+
+def _refusals(handle: HookedModel, prompts: Sequence[str], settings: TuningSettings) -> list[TokenRow]:
+    """What the model replies to the prompts that it refuses, as rows."""
+    replies = _replies(handle, prompts, settings) if prompts else []
+    refused = [pair for pair in zip(prompts, replies, strict=True) if judge_reply(pair[1]) == "refusal"]
+    if not refused:
+        raise EmptyConcept(
+            f"{handle.model_id} refuses none of the {len(prompts)} harmful prompts by which a circuit is to be found, "
+            f"so tuning can make it forget nothing; give prompts that it refuses."
+        )
+    return _rows(handle, refused)
+
+
+def _found_note(found: Forgetting, n: int) -> str:
+    lost, learnt = found.refusals, found.task
+    n_heads, n_neurons = (len(found.circuit.of_kind(kind)) for kind in (HeadRef, NeuronRef))
+    return (
+        f"Found on {n} refusals and rows of the task, none of which judges: full tuning took their loss from "
+        f"{lost.put_back:.3f} to {lost.tuned:.3f} and from {learnt.put_back:.3f} to {learnt.tuned:.3f} nats a token; "
+        f"the circuit of {n_heads} heads and {n_neurons} neurons has {found.share:.0%} of what units' changes added to "
+        f"the first."
+    )
+
+
+def _kept_notes(units: Sequence[UnitRef], settings: TuningSettings) -> list[str]:
+    if settings.kept == "restored":
+        return ["Everything was trained, and the circuit's or the random circuit's weights were put back afterwards."]
+    if settings.kept == "inputs":
+        return [
+            f"What the circuit reads was kept too, so its values stay the same on every text: of the blocks up to "
+            f"{max(unit.layer for unit in units)} the other neurons of that one alone were trained."
+        ]
+    return []
+
+
+def _rows(handle: HookedModel, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
+    """Prompts in the chat template with their replies, as ids."""
+    return token_rows(
+        handle.tokenizer, render_chat(handle.tokenizer, [prompt for prompt, _ in pairs]),
+        [reply for _, reply in pairs], end_id=handle.tokenizer.eos_token_id,
+    )  # fmt: skip
 
 
 def _units(handle: HookedModel, circuit: Circuit) -> tuple[list[UnitRef], list[str]]:
@@ -170,11 +293,7 @@ def _judged(handle: HookedModel, texts: TuningTexts, settings: TuningSettings) -
         name: [judge_reply(reply) for reply in _replies(handle, group[: settings.n_evaluate], settings)]
         for name, group in (("harmful", texts.harmful), ("harmless", texts.harmless))
     }
-    held_out = token_rows(
-        handle.tokenizer, render_chat(handle.tokenizer, [prompt for prompt, _ in texts.held_out]),
-        [reply for _, reply in texts.held_out], end_id=handle.tokenizer.eos_token_id,
-    )  # fmt: skip
-    losses = text_losses(handle, held_out)
+    losses = text_losses(handle, _rows(handle, texts.held_out))
     both = labels["harmful"] + labels["harmless"]
     return _Judged(
         wilson_rate(labels["harmful"].count("refusal"), len(labels["harmful"])),

@@ -48,7 +48,7 @@ class Circuit:
     behaviour: str
     """What it carries: refusal, backdoor, ..."""
     method: str
-    """How it was found: masks, ships, planted, random."""
+    """How it was found: masks, ships, forgetting, planted, given, random."""
     ablation: str
     """zero, mean, resample or start: what its units were replaced by while it was sought."""
     members: tuple[CircuitMember, ...]

@@ -14,7 +14,7 @@ from safe_sail.settings.llm import LlmSettings
 from safe_sail.settings.neurons import ChangePositions, GuardSettings, NeuronSettings, TextSource
 from safe_sail.settings.scoring import ContextSettings, ScoreSettings
 from safe_sail.settings.training import SaeRecipe, SaeTrainingSettings
-from safe_sail.settings.tuning import TuningSettings
+from safe_sail.settings.tuning import ForgettingSettings, TuningSettings
 
 __all__ = [
     "ChangePositions",
@@ -24,6 +24,7 @@ __all__ = [
     "DemoSettings",
     "DirectionSettings",
     "ExplainSettings",
+    "ForgettingSettings",
     "GuardSettings",
     "InterventionSettings",
     "JudgeSettings",

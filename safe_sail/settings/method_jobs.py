@@ -11,7 +11,7 @@ from safe_sail.settings.links import LinkSettings
 from safe_sail.settings.neurons import GuardSettings, NeuronSettings
 from safe_sail.settings.offered import MadeName, OfferedFile, OfferedLlm, OfferedModel, OfferedSae
 from safe_sail.settings.training import SaeRecipe, SaeTrainingSettings
-from safe_sail.settings.tuning import TuningSettings
+from safe_sail.settings.tuning import ForgettingSettings, TuningSettings
 
 _RECIPE = SaeRecipe(slug="default", architecture="topk", d_sae=1024)
 
@@ -122,12 +122,14 @@ class FindCircuitJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TuneCircuitJob:
-    """What `tune-circuit` is told: model, units, rows and both files of prompts together, or none of them."""
+    """What `tune-circuit` is told: rows and both files of prompts together, or none of them for the organism's own."""
 
     model: OfferedModel | None = None
-    """None is the organism's variant whose refusal was planted, with the planted circuit."""
+    """None is the organism's variant whose refusal was planted."""
     units: OfferedFile | None = None
-    """JSON file with one name and its units."""
+    """JSON file with one name and its units; None is the planted circuit of `model` None, or what `find` finds."""
+    find: ForgettingSettings | None = None
+    """Find the circuit from what full tuning makes the model forget."""
     rows: OfferedFile | None = None
     """JSON lines of prompt and reply: four fifths train, the rest is held out."""
     harmful_file: OfferedFile | None = None
@@ -142,12 +144,19 @@ class TuneCircuitJob:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seed")
-        given = (self.model, self.units, self.rows, self.harmful_file, self.harmless_file)
-        if any(one is None for one in given) and any(one is not None for one in given):
+        files = (self.rows, self.harmful_file, self.harmless_file)
+        if any(one is None for one in files) and any(one is not None for one in files):
             raise BadSettings(
-                "TuneCircuitJob takes model, units, rows, harmful_file and harmless_file, or none of them; some are "
-                "missing."
+                "TuneCircuitJob takes rows, harmful_file and harmless_file, or none of them; some are missing."
             )
+        if self.model is None and (self.rows is not None or self.units is not None):
+            raise BadSettings("TuneCircuitJob.model: expected the model that units or rows are for; got none.")
+        if self.units is not None and self.find is not None:
+            raise BadSettings("TuneCircuitJob takes units, or find to find them; got both.")
+        if self.model is not None and self.units is None and self.find is None:
+            raise BadSettings("TuneCircuitJob.units: a model of your own comes with units, or with find to find them.")
+        if self.find is not None and self.settings.mode != "excluded":
+            raise BadSettings("TuneCircuitJob.find is of mode excluded: what it finds is to be left alone.")
         if self.task == "helpful" and (self.rows is not None or self.settings.mode == "only"):
             raise BadSettings("TuneCircuitJob.task helpful is of the organism's own rows and of mode excluded.")
 

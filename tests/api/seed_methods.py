@@ -37,6 +37,8 @@ from safe_sail.records import (
     SaeRanking,
     SaeReading,
     SaeSpecificity,
+    TuningArm,
+    TuningStudy,
     UnitNeed,
     UtilityCost,
     unit_order,
@@ -81,6 +83,7 @@ def fill_methods(session: Session, saes: list[str], widths: dict[str, int], run_
     store.save_neuron_search(session, neuron_search(), change, run_id=run_id)
     store.save_circuit_search(session, circuit_search(saes[0]), run_id=run_id)
     store.save_circuit_evaluation(session, circuit_evaluation(), run_id=run_id)
+    store.save_tuning_study(session, tuning_study(), run_id=run_id)
     store.save_link_study(session, link_study(saes[0]), run_id=run_id)
     cosines = {name: tuple(about(0.1 * layer * sign) for layer in range(4)) for name, sign in
                (("aligned harmful", 1), ("aligned harmless", -1))}  # fmt: skip
@@ -154,6 +157,21 @@ def circuit_evaluation() -> CircuitEvaluation:
     return CircuitEvaluation(
         circuit=CIRCUIT, ablation="mean", replies=found, answers={"removed": about(0.97)}, answers_rule="no refusal",
         utility=(), kl={"removed on safe": about(0.02, half=0.01)}, null_gap=0.0, n_random=5,
+    )  # fmt: skip
+
+
+def tuning_study() -> TuningStudy:
+    def arm(name: str, safety: float, n_trained: int, n_draws: int = 1) -> TuningArm:
+        return TuningArm(
+            name=name, n_trained=n_trained, n_draws=n_draws, safety=about(safety, n_draws if n_draws > 1 else 64),
+            over_refusal=about(0.02), degenerate=about(0.0), loss=about(0.5), unchanged=True,
+        )  # fmt: skip
+
+    return TuningStudy(
+        slug=f"{CIRCUIT}.excluded.rows", model_id=_MODEL, circuit=CIRCUIT, mode="excluded", method="rows",
+        task="<i>answers</i>", n_rows=512, n_steps=60, learning_rate=1e-3,
+        arms=(arm("before", 0.97, 0), arm("full", 0.31, 9000), arm("circuit", 0.88, 8000),
+              arm("random circuit", 0.42, 8000, 3)), notes=("<b>put</b> back",),
     )  # fmt: skip
 
 

@@ -196,7 +196,7 @@ REFUSED: list[tuple[str, dict[str, Any] | None, str]] = [
     ("find-circuit", {"saes": ["/etc"]}, "offered are: none"),
     ("find-safety-neurons", {"second": "/etc/passwd"}, "offered are: tiny"),
     ("guard", {"name": "../elsewhere"}, "cannot name a new folder"),
-    ("tune-circuit", {"units": "units.json"}, "or none of them"),
+    ("tune-circuit", {"rows": "rows.jsonl"}, "or none of them"),
     ("link-features", {"concepts": ["../jobs.db"]}, "not in the server's folder"),
     ("intervene-features", {"sae": "made/nothing"}, "nothing that a job has made"),
     ("intervene-features", {"sae": "made/../jobs.db"}, "nothing that a job has made"),

@@ -3,18 +3,22 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from db import store
 from db.engine import make_engine, reading
-from safe_sail.circuits.tuning_study import TuningTexts, random_units, study_tuning
+from safe_sail.circuits.tuning_study import TuningTexts, random_units, study_forgetting, study_tuning
 from safe_sail.errors import BadInput, BadSettings, CorpusUnreadable, EmptyConcept, ImportUnreadable
 from safe_sail.evaluation.refusal import judge_reply
 from safe_sail.model.handle import HookedModel
+from safe_sail.model.load import load_model
+from safe_sail.organism.load import organism_path
 from safe_sail.organism.templates import OFFER
 from safe_sail.records import Circuit, CircuitMember, HeadRef, NeuronRef, UnitRef
-from safe_sail.settings import TuningSettings
+from safe_sail.settings import ForgettingSettings, TuningSettings
+from safe_sail.settings.method_jobs import TuneCircuitJob
 from scripts.tune_circuit import _organism_texts, tune
 from tests.deep import deep, texts
 
@@ -80,6 +84,89 @@ def test_a_circuit_whose_inputs_are_kept_leaves_little_to_train(model: HookedMod
         TuningSettings(mode="only", kept="inputs")
 
 
+@pytest.mark.parametrize("kept", ["restored", "weights"])
+def test_what_full_tuning_made_it_forget_is_put_back_or_left_alone(kept: str) -> None:
+    handle = load_model(organism_path("aligned"), device="cpu", dtype=torch.float32, model_id="organism")
+    settings = TuningSettings(
+        kept=kept, method="low_rank", n_steps=6, batch_rows=8, learning_rate=5e-3, n_evaluate=3, n_random=2, n_rows=48
+    )
+    found_texts, few = _organism_texts(settings, "helpful", 0), ForgettingSettings(
+        budget_heads=2, budget_neurons=10, n_prompts=6, n_points=2
+    )  # fmt: skip
+    found = study_forgetting(
+        handle, few, found_texts, settings, circuit_slug="organism.forgetting", slug="s",
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    found_circuit, study = found.circuit, found.study
+    assert (study.circuit, found_circuit.method, found_circuit.model_id) == (
+        "organism.forgetting",
+        "forgetting",
+        "organism",
+    )
+    n_heads, n_neurons = (len(found_circuit.of_kind(kind)) for kind in (HeadRef, NeuronRef))
+    assert (n_heads <= 2, n_neurons) == (True, 10)
+    assert [arm.name for arm in study.arms] == ["before", "full", "circuit", "random circuit"]
+    assert all(arm.unchanged for arm in study.arms)
+    # a head has rows of W_Q, W_K, W_V and W_O, a neuron of W_in, W_gate and W_out
+    dims = handle.dims
+    own = (n_heads * 4 * dims.d_head + n_neurons * 3) * dims.d_model
+    assert study.arm("full").n_trained - study.arm("circuit").n_trained == own
+    assert study.arm("circuit").loss.value != study.arm("full").loss.value != study.arm("before").loss.value
+    assert any("none of which judges" in note for note in study.notes)
+    assert any("put back afterwards" in note for note in study.notes) == (kept == "restored")
+    assert not set(found_texts.refused) & set(found_texts.harmful)
+
+
+def test_a_circuit_is_not_found_where_nothing_is_refused(model: HookedModel) -> None:
+    asked = some_texts()._replace(refused=texts(3, 9))
+    with pytest.raises(EmptyConcept, match="refuses none of the 3 harmful prompts"):
+        study_forgetting(
+            model, ForgettingSettings(), asked, FEW, circuit_slug="c", slug="s", generator=torch.Generator()
+        )
+    with pytest.raises(BadSettings, match="expected mode excluded"):
+        study_forgetting(
+            model, ForgettingSettings(), asked, replace(FEW, mode="only"), circuit_slug="c", slug="s",
+            generator=torch.Generator(),
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_command_finds_what_tuning_makes_the_organism_forget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = f"sqlite:///{tmp_path / 'x.db'}"
+    tune(
+        model="aligned", task="helpful", kept="restored", find_heads=1, find_neurons=20, n_steps=3, n_evaluate=4,
+        n_random=1, database=database,
+    )  # fmt: skip
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "organism-aligned.forgetting excluded" in shown
+    assert "were put back afterwards" in shown
+    engine = make_engine(database)
+    with reading(engine) as session:
+        (kept,) = store.list_tuning_studies(session)
+        circuit_kept = store.load_circuit(session, "organism-aligned.forgetting").record
+    engine.dispose()
+    assert kept.record.slug == "organism-aligned.forgetting.excluded.restored.rows"
+    assert kept.record.circuit == circuit_kept.slug
+    assert circuit_kept.start_model == circuit_kept.model_id == "organism-aligned"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rows": "r"}, "or none of them"),
+        ({"units": "u"}, "expected the model"),
+        ({"model": "aligned"}, "comes with units, or with find"),
+        ({"model": "aligned", "units": "u", "find": ForgettingSettings()}, "got both"),
+        ({"find": ForgettingSettings(), "settings": TuningSettings(mode="only")}, "mode excluded"),
+    ],
+)
+def test_a_job_that_cannot_be_meant_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadSettings, match=said):
+        TuneCircuitJob(**given)
+
+
 def test_random_circuits_have_as_many_units_of_each_kind_in_each_layer(model: HookedModel) -> None:
     drawn = random_units(model, UNITS, torch.Generator().manual_seed(1))
     assert sorted(unit.site for unit in drawn) == sorted(unit.site for unit in UNITS)
@@ -131,7 +218,9 @@ def test_the_helpful_task_is_of_the_organisms_rows_and_of_excluded_circuits(tmp_
 def test_files_that_cannot_serve_are_named(tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'x.db'}"
     with pytest.raises(BadSettings, match="or none of them"):
-        tune(model="x", database=database)
+        tune(model="x", units=tmp_path / "units.json", rows=tmp_path / "rows.jsonl", database=database)
+    with pytest.raises(BadInput, match="x is no variant of the organism"):
+        tune(model="x", find_neurons=5, database=database)
     files = {name: tmp_path / name for name in ("units.json", "rows.jsonl", "harmful.txt", "harmless.txt")}
     given = {"units": files["units.json"], "rows": files["rows.jsonl"], "harmful_file": files["harmful.txt"],
              "harmless_file": files["harmless.txt"], "database": database, "model": "x"}  # fmt: skip
