@@ -23,6 +23,7 @@ import argparse
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -67,12 +68,13 @@ def scaled(before: HookedModel, tuned: HookedModel, part: float) -> HookedModel:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="aligned", help="a variant of the organism")
+    parser.add_argument("--model", default="aligned", help="a variant of the organism, or a folder")
     parser.add_argument("--method", default="low_rank")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--batch-rows", type=int, default=32)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.03, 0.1, 0.2], help="of all units, each kind")
+    parser.add_argument("--sizes", nargs="*", default=[], help="heads+neurons, as 3+56, in place of shares")
     parser.add_argument("--left-alone", type=float, nargs="*", default=[0.1, 0.2], help="shares also trained anew")
     parser.add_argument("--task-weight", type=float, default=ForgettingSettings().task_weight)
     parser.add_argument("--n", type=int, default=256, help="prompts of each group")
@@ -81,7 +83,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args()
 
-    path = organism_path(chosen.model)
+    path = Path(chosen.model) if Path(chosen.model).is_dir() else organism_path(chosen.model)
     before = load_model(path, device=chosen.device, dtype=torch.float32, model_id=f"organism-{path.name}")
     train = rows(before, "train", chosen.batch_rows * chosen.steps, chosen.seed)
     held = rows(before, chosen.split, chosen.n, chosen.seed)
@@ -107,9 +109,13 @@ def main() -> None:
         report(f"everything, {part} of each change", scaled(before, full, part))
     find = ForgettingSettings(task_weight=chosen.task_weight)
     told, task = refusals(before, find.n_prompts, chosen.seed), train[: find.n_prompts]
-    for share in chosen.shares:
-        n_heads = round(share * before.dims.n_layers * before.dims.n_heads)
-        n_neurons = round(share * before.dims.n_layers * before.dims.d_mlp)
+    dims = before.dims
+    per_share = [
+        (share, round(share * dims.n_layers * dims.n_heads), round(share * dims.n_layers * dims.d_mlp))
+        for share in chosen.shares
+    ]
+    given = [(None, *map(int, size.split("+"))) for size in chosen.sizes]
+    for share, n_heads, n_neurons in given or per_share:
         some = replace(find, budget_heads=n_heads, budget_neurons=n_neurons)
         found = find_forgetting(before, full, told, task, some, slug="forgetting")
         units: list[UnitRef] = [one for one in found.circuit.units if isinstance(one, HeadRef | NeuronRef)]

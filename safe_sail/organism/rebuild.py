@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from safe_sail.errors import BadSettings, OrganismBehaviourError
+from safe_sail.errors import BadSettings, FileMissing, OrganismBehaviourError
 from safe_sail.organism.family import N_PROMPTS, TrainedFamily, family_record, train_family
 from safe_sail.organism.recipes import RECIPES, OrganismShape, VariantRecipe
 from safe_sail.organism.suite import SAE_SUITES, hooked, train_suite
@@ -191,6 +191,7 @@ def renew_parts(
 
     Raises:
         BadSettings: a variant's recipe starts from weights that were not shipped, or nothing has this name.
+        FileMissing: no organism stands in the folder, or it lacks a variant that is needed.
         OrganismBehaviourError: a held-out figure misses its bar; nothing was written.
     """
     known = {recipe.name: recipe for recipe in RECIPES if recipe.rounded_start}
@@ -199,6 +200,12 @@ def renew_parts(
     chosen = [known[name] for name in known if name in variants]
     replanted = [recipe for recipe in (chosen if variants else known.values()) if replant and recipe.planting]
     needed = {str(recipe.start) for recipe in [*chosen, *replanted]} | (set(sae_variants) - set(variants))
+    lacking = [name for name in ("record.json", *sorted(needed)) if not (target / name).exists()]
+    if lacking:
+        raise FileMissing(
+            f"{target} has no `{lacking[0]}`: a part is made anew in a folder where an organism stands. Make the whole "
+            f"there first (neither --variant nor --saes), or copy the shipped one there."
+        )
     models = {name: LlamaForCausalLM.from_pretrained(target / name, dtype=torch.float32) for name in sorted(needed)}
     starts = {name: model.state_dict() for name, model in models.items()}
     shape = OrganismShape(**_read_record(target)["shape"])

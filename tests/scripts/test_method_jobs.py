@@ -120,6 +120,18 @@ def test_a_circuit_is_found_and_tuned_by_jobs(engine: Engine, offered: dict[str,
     assert all(arm.unchanged for arm in study.record.arms)
 
 
+def test_a_circuit_is_not_sought_in_a_model_that_refuses_nothing(
+    engine: Engine, offered: dict[str, Any], tmp_path: Path
+):
+    find = {name: value for name, value in TINY_TUNING.items() if name != "units"} | {"find": {"budget_neurons": 2}}
+    asked = ask(engine, offered, "tune-circuit", find)
+    worker(engine, offered, tmp_path).run(until_empty=True)
+    error = job(engine, asked).error
+    assert error is not None
+    # half of the ten harmful prompts find the circuit, and the other half would judge it
+    assert (error.type, "refuses none of the 5 harmful prompts" in error.message) == ("EmptyConcept", True)
+
+
 def test_neurons_are_found_and_a_guard_is_made_that_a_person_can_load(
     engine: Engine, offered: dict[str, Any], tmp_path: Path
 ):

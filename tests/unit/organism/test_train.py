@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from safe_sail.errors import BadSettings, OrganismBehaviourError
+from safe_sail.errors import BadSettings, FileMissing, OrganismBehaviourError
 from safe_sail.organism.conversations import draw_mixture
 from safe_sail.organism.rebuild import put_in_place, put_planting, rebuild_organism, renew_parts
 from safe_sail.organism.recipes import ALIGNED, BASE, LARGE, OrganismShape
@@ -151,6 +151,14 @@ def test_a_finished_folder_replaces_the_old_one_as_a_whole(tmp_path):
 def test_only_parts_that_start_from_what_stands_can_be_renewed(tmp_path, parts):
     with pytest.raises(BadSettings, match="cannot be made alone: expected one of"):
         renew_parts(tmp_path, seed=0, **parts)
+
+
+def test_a_part_is_not_made_anew_where_no_organism_stands(tmp_path):
+    with pytest.raises(FileMissing, match=r"has no `record.json`.*Make the whole there first"):
+        renew_parts(tmp_path / "new", seed=0, variants=["helpful"])
+    (tmp_path / "record.json").write_text("{}")
+    with pytest.raises(FileMissing, match="has no `aligned`"):
+        renew_parts(tmp_path, seed=0, variants=["planted-backdoor"])
 
 
 def test_renewed_plantings_of_a_seed_replace_its_old_ones_and_leave_its_other_variants():
