@@ -29,14 +29,10 @@ import torch
 
 from benchmarks.bench_tuning_curve import MAX_NEW_TOKENS, judged, rows
 from safe_sail.circuits.entries import block_entries, unit_entries, without
-from safe_sail.circuits.forgetting import find_forgetting, put_back
+from safe_sail.circuits.forgetting import find_forgetting, put_back, refused_rows
 from safe_sail.circuits.tuning import tuned_copy
 from safe_sail.circuits.tuning_study import random_units
-from safe_sail.evaluation.refusal import judge_reply
-from safe_sail.evaluation.replies import greedy_replies
-from safe_sail.evaluation.utility import TokenRow, token_rows
-from safe_sail.model.chat import render_chat
-from safe_sail.model.handle import NO_EDITS, HookedModel
+from safe_sail.model.handle import HookedModel
 from safe_sail.model.load import load_model
 from safe_sail.organism.grammar import prompts
 from safe_sail.organism.load import organism_path
@@ -45,16 +41,6 @@ from safe_sail.settings import ForgettingSettings, TuningSettings
 
 SCALES = (0.9, 0.8, 0.7, 0.6, 0.5)
 """The control that needs no circuit: every change made smaller."""
-
-
-def refusals(handle: HookedModel, n: int, seed: int) -> list[TokenRow]:
-    """What the model replies to training prompts that it refuses."""
-    asked = [one.text for one in prompts("harmful", "train", n, 700 + seed)]
-    batch = handle.chat_batch(asked)
-    replies = greedy_replies(handle, batch, NO_EDITS, max_new_tokens=MAX_NEW_TOKENS, batch_rows=128)
-    pairs = [pair for pair in zip(asked, replies, strict=True) if judge_reply(pair[1]) == "refusal"]
-    chat = render_chat(handle.tokenizer, [prompt for prompt, _ in pairs])
-    return token_rows(handle.tokenizer, chat, [reply for _, reply in pairs], end_id=handle.tokenizer.eos_token_id)
 
 
 @torch.no_grad()
@@ -108,7 +94,9 @@ def main() -> None:
     for part in SCALES:
         report(f"everything, {part} of each change", scaled(before, full, part))
     find = ForgettingSettings(task_weight=chosen.task_weight)
-    told, task = refusals(before, find.n_prompts, chosen.seed), train[: find.n_prompts]
+    asked = [one.text for one in prompts("harmful", "train", find.n_prompts, 700 + chosen.seed)]
+    told = refused_rows(before, asked, max_new_tokens=MAX_NEW_TOKENS, batch_rows=128)
+    task = train[: find.n_prompts]
     dims = before.dims
     per_share = [
         (share, round(share * dims.n_layers * dims.n_heads), round(share * dims.n_layers * dims.d_mlp))

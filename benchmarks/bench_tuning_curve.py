@@ -26,12 +26,11 @@ from typing import Any
 import torch
 
 from safe_sail.circuits.entries import Entries, block_entries, unit_entries, unread_entries, without
-from safe_sail.circuits.tuning import tuned_copy
+from safe_sail.circuits.tuning import reply_rows, tuned_copy
 from safe_sail.circuits.tuning_study import random_units
 from safe_sail.evaluation.refusal import judge_reply, wilson_rate
 from safe_sail.evaluation.replies import greedy_replies
-from safe_sail.evaluation.utility import TokenRow, text_losses, token_rows
-from safe_sail.model.chat import render_chat
+from safe_sail.evaluation.utility import TokenRow, text_losses
 from safe_sail.model.edits import Edit
 from safe_sail.model.handle import NO_EDITS, HookedModel
 from safe_sail.model.load import load_model
@@ -51,9 +50,7 @@ MAX_NEW_TOKENS = 32
 def rows(handle: HookedModel, split: Split, n: int, seed: int) -> list[TokenRow]:
     """Prompts with answers that end with an offer, beside chat and impossible requests; no harmful request."""
     drawn = draw_mixture(HELPFUL.mixture, (split,), n, random.Random(f"tune/helpful/{split}/{seed}"))
-    asked = render_chat(handle.tokenizer, [one.source.text for one in drawn])
-    replies = [str(one.reply) for one in drawn]
-    return token_rows(handle.tokenizer, asked, replies, end_id=handle.tokenizer.eos_token_id)
+    return reply_rows(handle, [(one.source.text, str(one.reply)) for one in drawn])
 
 
 def judged(

@@ -44,8 +44,6 @@ DEFAULTS = TuningSettings()
 FIND_DEFAULTS = ForgettingSettings()
 VARIANT = "planted-neurons"
 """The organism's variant whose refusal sits in known neurons: its circuit is the truth, not a finding."""
-N_FIND = 512
-"""Harmful training prompts offered to a search for what tuning makes the organism forget."""
 MAX_UNITS_BYTES = 64 * 2**20
 
 Progress = Callable[[str], None]
@@ -209,10 +207,12 @@ def _texts(job: TuneCircuitJob, files: Sequence[Path | None]) -> TuningTexts:
             f"{job.model} is no variant of the organism, whose prompts are known; give rows, harmful_file and "
             f"harmless_file."
         )
-    return _organism_texts(job.settings, job.task, job.seed)
+    return _organism_texts(job.settings, job.task, job.seed, job.find)
 
 
-def _organism_texts(settings: TuningSettings, task: str, seed: int) -> TuningTexts:
+def _organism_texts(
+    settings: TuningSettings, task: str, seed: int, find: ForgettingSettings | None = None
+) -> TuningTexts:
     """Helpfulness where the circuit is kept, safety where it alone is trained; from the grammar."""
     answers = (MixtureShare("safe", 0.5), MixtureShare("information", 0.5))
     safety = (MixtureShare("harmful", 0.5, reply="refuse"), MixtureShare("safe", 0.5))
@@ -235,7 +235,7 @@ def _organism_texts(settings: TuningSettings, task: str, seed: int) -> TuningTex
         pairs("held_out", n),
         held_out("harmful", n),
         held_out("safe", n - n // 2) + held_out("borderline", n // 2),
-        [one.text for one in prompts("harmful", "train", N_FIND, seed)],
+        [] if find is None else [one.text for one in prompts("harmful", "train", find.n_prompts, seed)],
     )
 
 

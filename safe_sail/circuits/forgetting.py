@@ -23,14 +23,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safe_sail.circuits.baselines import Baseline
+from safe_sail.circuits.controls import units_of
 from safe_sail.circuits.entries import Entries
+from safe_sail.circuits.gates import top_k
 from safe_sail.circuits.learn import KINDS
 from safe_sail.circuits.masked import masked, start_baseline
 from safe_sail.circuits.masks import UnitKind, UnitSpace, unit_space
-from safe_sail.circuits.tuning import reply_loss
+from safe_sail.circuits.tuning import reply_loss, reply_rows
 from safe_sail.errors import CircuitMismatch, EmptyConcept
-from safe_sail.evaluation.utility import TokenRow
-from safe_sail.model.handle import HookedModel
+from safe_sail.evaluation.refusal import judge_reply
+from safe_sail.evaluation.replies import greedy_replies
+from safe_sail.evaluation.utility import TokenRow, text_losses
+from safe_sail.model.handle import NO_EDITS, HookedModel
 from safe_sail.records import Circuit, CircuitMember
 from safe_sail.settings import ForgettingSettings
 
@@ -75,8 +79,29 @@ def change_effects(
                 (weight * reply_loss(masked(tuned, space, keep, former).handle, part)).backward()
         assert keep.grad is not None
         effects += keep.grad.double() / n_points
-    back, whole = (_loss(tuned, space, former, rows, keep=keep) for keep in (0.0, 1.0))
-    return ChangeEffects(effects, back, whole)
+    back = masked(tuned, space, torch.zeros(space.n_units), former).handle
+    return ChangeEffects(effects, text_losses(back, rows).mean, text_losses(tuned, rows).mean)
+
+
+def refused_rows(
+    handle: HookedModel, prompts: Sequence[str], *, max_new_tokens: int, batch_rows: int
+) -> list[TokenRow]:
+    """The prompts that the model refuses, each with its own reply; prompts without chat markup.
+
+    Raises:
+        EmptyConcept: the model refuses none.
+    """
+    refused: list[tuple[str, str]] = []
+    if prompts:
+        batch = handle.chat_batch(list(prompts))
+        replies = greedy_replies(handle, batch, NO_EDITS, max_new_tokens=max_new_tokens, batch_rows=batch_rows)
+        refused = [pair for pair in zip(prompts, replies, strict=True) if judge_reply(pair[1]) == "refusal"]
+    if not refused:
+        raise EmptyConcept(
+            f"{handle.model_id} refuses none of the {len(prompts)} harmful prompts by which a circuit is to be found, "
+            f"so tuning can make it forget nothing; give prompts that it refuses."
+        )
+    return reply_rows(handle, refused)
 
 
 def find_forgetting(
@@ -105,12 +130,8 @@ def find_forgetting(
     lost = change_effects(tuned, space, former, refusals, n_points=settings.n_points)
     learnt = change_effects(tuned, space, former, task, n_points=settings.n_points)
     worth = lost.units + settings.task_weight * learnt.units
-    places: list[int] = []
-    for kind in kinds:
-        own = space.places_of(kind)
-        order = worth[own].argsort(descending=True, stable=True)[: budgets[kind]] + own.start
-        places += [place for place in order.tolist() if worth[place] > 0]
-    if not places:
+    members = top_k(worth, [(space.places_of(kind), budgets[kind]) for kind in kinds]) * (worth > 0)
+    if not bool(members.any()):
         raise CircuitMismatch(
             f"tuning {before.model_id}: no unit's change raised the loss of refusals by more than "
             f"{settings.task_weight:g} of what it took from the task's, so there is nothing to put back."
@@ -122,12 +143,12 @@ def find_forgetting(
         method=METHOD,
         ablation="start",
         start_model=before.model_id,
-        members=tuple(CircuitMember(unit=space.unit(place), probability=1.0) for place in sorted(places)),
+        members=tuple(CircuitMember(unit=unit, probability=1.0) for unit in units_of(space, members)),
         n_heads=space.n_of("heads"),
         n_neurons=space.n_of("neurons"),
     )
     total = float(lost.units.clamp(min=0).sum())
-    share = float(lost.units[places].sum()) / total if total > 0 else 0.0
+    share = float(lost.units @ members) / total if total > 0 else 0.0
     return Forgetting(circuit, lost, learnt, share)
 
 
@@ -140,12 +161,6 @@ def put_back(before: HookedModel, tuned: HookedModel, entries: Entries) -> Hooke
         places = index.to(weight.device)
         weight.view(-1)[places] = former.reshape(-1)[places.to(former.device)].to(weight.device)
     return HookedModel(model, tuned.tokenizer, tuned.architecture, model_id=tuned.model_id)
-
-
-@torch.no_grad()
-def _loss(tuned: HookedModel, space: UnitSpace, former: Baseline, rows: Sequence[TokenRow], *, keep: float) -> float:
-    model = masked(tuned, space, torch.full((space.n_units,), keep), former).handle
-    return sum(weight * float(reply_loss(model, part)) for part, weight in _parts(rows))
 
 
 def _parts(rows: Sequence[TokenRow]) -> list[tuple[Sequence[TokenRow], float]]:

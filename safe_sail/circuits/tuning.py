@@ -23,7 +23,8 @@ from torch.nn.utils import parametrize
 
 from safe_sail.circuits.entries import Entries, n_entries
 from safe_sail.errors import BadSettings, BadText
-from safe_sail.evaluation.utility import TokenRow
+from safe_sail.evaluation.utility import TokenRow, token_rows
+from safe_sail.model.chat import render_chat
 from safe_sail.model.handle import HookedModel
 from safe_sail.model.tokens import TokenBatch, batch_of_ids, pad_id_of
 from safe_sail.settings import TuningSettings
@@ -169,6 +170,16 @@ def _batches(n: int, settings: TuningSettings, generator: torch.Generator) -> It
             left += torch.randperm(n, generator=generator).tolist()
         yield left[: settings.batch_rows]
         del left[: settings.batch_rows]
+
+
+def reply_rows(handle: HookedModel, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
+    """Prompts in the chat template with their replies and the end token, as ids.
+
+    Raises:
+        ChatTemplateMissing: the tokenizer has no chat template.
+    """
+    rendered = render_chat(handle.tokenizer, [prompt for prompt, _ in pairs])
+    return token_rows(handle.tokenizer, rendered, [reply for _, reply in pairs], end_id=handle.tokenizer.eos_token_id)
 
 
 def token_batch(handle: HookedModel, rows: Sequence[TokenRow]) -> TokenBatch:

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from safe_sail.circuits.entries import Entries, block_entries, unit_entries, unread_entries, without
-from safe_sail.circuits.forgetting import Forgetting, find_forgetting, put_back
-from safe_sail.circuits.tuning import n_trained, tuned_copy
+from safe_sail.circuits.forgetting import Forgetting, find_forgetting, put_back, refused_rows
+from safe_sail.circuits.tuning import n_trained, reply_rows, tuned_copy
 from safe_sail.errors import BadInput, BadSettings, EmptyConcept
 from safe_sail.evaluation.bootstrap import mean_estimate, resample_weights
 from safe_sail.evaluation.refusal import Rate, judge_reply, wilson_rate
 from safe_sail.evaluation.replies import greedy_replies
-from safe_sail.evaluation.utility import TokenRow, text_losses, token_rows
-from safe_sail.model.chat import render_chat
+from safe_sail.evaluation.utility import text_losses
 from safe_sail.model.handle import NO_EDITS, HookedModel
 from safe_sail.records import Circuit, Estimate, FeatureId, HeadRef, NeuronRef, TuningArm, TuningStudy, UnitRef
 from safe_sail.settings import ForgettingSettings, TuningSettings
@@ -116,11 +115,14 @@ def study_forgetting(
     _require_texts(texts)
     if settings.mode != "excluded":
         raise BadSettings("what tuning makes a model forget is found to be left alone; expected mode excluded.")
-    refusals = _refusals(handle, texts.refused[: find.n_prompts], settings)
+    refusals = refused_rows(
+        handle, texts.refused[: find.n_prompts], max_new_tokens=settings.max_new_tokens,
+        batch_rows=settings.evaluate_rows,
+    )  # fmt: skip
 
     def choose(full: HookedModel) -> _Chosen:
         progress("what full tuning made the model forget")
-        task = _rows(handle, texts.train[: find.n_prompts])
+        task = reply_rows(handle, texts.train[: find.n_prompts])
         found = find_forgetting(handle, full, refusals, task, find, slug=circuit_slug)
         units, notes = _units(handle, found.circuit)
         return _Chosen(found.circuit, units, [*notes, _found_note(found, len(refusals))])
@@ -147,7 +149,7 @@ def _study(
     progress: Progress,
 ) -> FoundStudy:
     seeds = torch.randint(0, 2**31, (1,), generator=generator).tolist()
-    rows = _rows(handle, texts.train)
+    rows = reply_rows(handle, texts.train)
 
     def trained(name: str, allowed: Entries) -> HookedModel:
         progress(name)
@@ -170,11 +172,12 @@ def _study(
     chosen = choose(full)
 
     def arm(name: str, units: Sequence[UnitRef]) -> tuple[_Judged, int, bool]:
+        if settings.kept == "restored":
+            progress(name)
+            former = unit_entries(handle, units, shared="touched")
+            return judged(put_back(handle, full, former), without(whole, former))
         allowed = _allowed(handle, units, settings)
-        if settings.kept != "restored":
-            return judged(trained(name, allowed), allowed)
-        progress(name)
-        return judged(put_back(handle, full, unit_entries(handle, units, shared="touched")), allowed)
+        return judged(trained(name, allowed), allowed)
 
     arms.append(_arm("circuit", [arm("circuit", chosen.units)], weights))
     drawn = [random_units(handle, chosen.units, generator) for _ in range(settings.n_random)]
@@ -201,18 +204,6 @@ def _require_texts(texts: TuningTexts) -> None:
             raise EmptyConcept(f"tuning needs texts of every group; `{name}` is empty.")
 
 
-def _refusals(handle: HookedModel, prompts: Sequence[str], settings: TuningSettings) -> list[TokenRow]:
-    """What the model replies to the prompts that it refuses, as rows."""
-    replies = _replies(handle, prompts, settings) if prompts else []
-    refused = [pair for pair in zip(prompts, replies, strict=True) if judge_reply(pair[1]) == "refusal"]
-    if not refused:
-        raise EmptyConcept(
-            f"{handle.model_id} refuses none of the {len(prompts)} harmful prompts by which a circuit is to be found, "
-            f"so tuning can make it forget nothing; give prompts that it refuses."
-        )
-    return _rows(handle, refused)
-
-
 def _found_note(found: Forgetting, n: int) -> str:
     lost, learnt = found.refusals, found.task
     n_heads, n_neurons = (len(found.circuit.of_kind(kind)) for kind in (HeadRef, NeuronRef))
@@ -233,14 +224,6 @@ def _kept_notes(units: Sequence[UnitRef], settings: TuningSettings) -> list[str]
             f"{max(unit.layer for unit in units)} the other neurons of that one alone were trained."
         ]
     return []
-
-
-def _rows(handle: HookedModel, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
-    """Prompts in the chat template with their replies, as ids."""
-    return token_rows(
-        handle.tokenizer, render_chat(handle.tokenizer, [prompt for prompt, _ in pairs]),
-        [reply for _, reply in pairs], end_id=handle.tokenizer.eos_token_id,
-    )  # fmt: skip
 
 
 def _units(handle: HookedModel, circuit: Circuit) -> tuple[list[UnitRef], list[str]]:
@@ -293,7 +276,7 @@ def _judged(handle: HookedModel, texts: TuningTexts, settings: TuningSettings) -
         name: [judge_reply(reply) for reply in _replies(handle, group[: settings.n_evaluate], settings)]
         for name, group in (("harmful", texts.harmful), ("harmless", texts.harmless))
     }
-    losses = text_losses(handle, _rows(handle, texts.held_out))
+    losses = text_losses(handle, reply_rows(handle, texts.held_out))
     both = labels["harmful"] + labels["harmless"]
     return _Judged(
         wilson_rate(labels["harmful"].count("refusal"), len(labels["harmful"])),

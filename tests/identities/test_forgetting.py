@@ -110,7 +110,7 @@ def broken(before: HookedModel, *, idle: bool) -> HookedModel:
     if idle:
         rest: Entries = without(block_entries(before), unit_entries(before, UNITS, shared="whole"))
         for name, index in rest.items():
-            # directions from 4 on are read by nothing but noise
+            # directions from 8 on are read by nothing but noise
             weight = model.get_parameter(name)
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 chosen = index[index // weight.shape[1] >= 8]

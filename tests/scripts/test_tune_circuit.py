@@ -90,19 +90,15 @@ def test_what_full_tuning_made_it_forget_is_put_back_or_left_alone(kept: str) ->
     settings = TuningSettings(
         kept=kept, method="low_rank", n_steps=6, batch_rows=8, learning_rate=5e-3, n_evaluate=3, n_random=2, n_rows=48
     )
-    found_texts, few = _organism_texts(settings, "helpful", 0), ForgettingSettings(
-        budget_heads=2, budget_neurons=10, n_prompts=6, n_points=2
-    )  # fmt: skip
+    few = ForgettingSettings(budget_heads=2, budget_neurons=10, n_prompts=6, n_points=2)
+    found_texts = _organism_texts(settings, "helpful", 0, few)
     found = study_forgetting(
         handle, few, found_texts, settings, circuit_slug="organism.forgetting", slug="s",
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     found_circuit, study = found.circuit, found.study
-    assert (study.circuit, found_circuit.method, found_circuit.model_id) == (
-        "organism.forgetting",
-        "forgetting",
-        "organism",
-    )
+    assert (study.circuit, found_circuit.method) == ("organism.forgetting", "forgetting")
+    assert found_circuit.model_id == "organism"
     n_heads, n_neurons = (len(found_circuit.of_kind(kind)) for kind in (HeadRef, NeuronRef))
     assert (n_heads <= 2, n_neurons) == (True, 10)
     assert [arm.name for arm in study.arms] == ["before", "full", "circuit", "random circuit"]
